@@ -1,0 +1,1 @@
+"""The synthetic cell behind the source ``phantom``."""

@@ -1,0 +1,70 @@
+"""``em-bench``: finds the command and hands over. Imports nothing heavy, so it answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from em_bench_eval import __version__
+from em_bench_eval.errors import InputError, did_you_mean
+
+# command -> (module, function, one line of help); other folders are named as strings only
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "sources": ("dataset_builder.cli", "sources", "list the data sources: licence, organelles, voxel size"),
+    "build": ("dataset_builder.cli", "build", "build the benchmark dataset folder from one or more sources"),
+    "train": ("baselines.cli", "train", "train a baseline on a dataset folder or Hub dataset"),
+    "predict": ("baselines.cli", "predict", "predict whole images: overlapping tiles, stitched, decoded to instances"),
+    "score": ("em_bench_eval.cli_score", "score", "score predictions against the reference, per organelle"),
+    "report": ("em_bench_eval.cli_score", "report", "write a leaderboard row and an HTML page with pictures"),
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {help_line}" for name, (_, _, help_line) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: em-bench COMMAND [options]",
+            "",
+            "The benchmark for organelle instance segmentation in electron microscopy.",
+            "",
+            "commands, in the order of use:",
+            *lines,
+            "",
+            "em-bench COMMAND --help explains a command and shows an example.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status: 0 done, 2 unusable input, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"em-bench {__version__}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        print(f"em-bench: unknown command {name!r}; {did_you_mean(name, COMMANDS)}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    module, function, _ = COMMANDS[name]
+    command: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
+    try:
+        return command(rest)
+    except InputError as error:
+        print(f"em-bench {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"em-bench {name}: interrupted; nothing was left half-written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `em-bench sources | head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+if __name__ == "__main__":
+    sys.exit(main())

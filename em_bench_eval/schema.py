@@ -1,0 +1,197 @@
+"""Core types and column names: the vocabulary that every folder shares.
+
+Arrays are ordered ``(z, y, x)`` for volumes and ``(y, x)`` for images; physical sizes are nanometres and floats.
+Nothing here imports anything but numpy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Fold = Literal["train", "validation", "test"]
+Domain = Literal["in", "out"]
+Axis = Literal["z", "y", "x"]
+AnnotationType = Literal["manual", "manual+lpa", "refined", "refined+lpa", "model", "model+lpa", "synthetic"]
+
+FOLDS: tuple[Fold, ...] = ("train", "validation", "test")
+DOMAINS: tuple[Domain, ...] = ("in", "out")
+TARGET_PIXEL_SIZE_NM = 8.0  # Scale Alignment (paper, section 4.1)
+
+
+class Organelle(str, Enum):
+    """The five organelles of the benchmark; ``label_id`` is the value in a semantic map."""
+
+    MITO = "mito"
+    NUCLEUS = "nucleus"
+    ER = "er"
+    ENDO = "endo"
+    GOLGI = "golgi"
+
+    @property
+    def label_id(self) -> int:
+        """Value of this organelle in a semantic label map, 1 to 5 (0 is background)."""
+        return list(Organelle).index(self) + 1
+
+    @property
+    def is_network(self) -> bool:
+        """True for organelles that form one connected network per cell and are never split (er, golgi)."""
+        return self in (Organelle.ER, Organelle.GOLGI)
+
+    def __str__(self) -> str:
+        return self.value
+
+
+ORGANELLES: tuple[str, ...] = tuple(organelle.value for organelle in Organelle)
+
+
+@dataclass(frozen=True)
+class VoxelSize:
+    """Edge lengths of a voxel in nm, ``(z, y, x)``; never integers, because 3.24 nm is a common size."""
+
+    z: float
+    y: float
+    x: float
+
+    def __post_init__(self) -> None:
+        for axis in ("z", "y", "x"):
+            value = float(getattr(self, axis))
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"voxel size along {axis} must be a positive number of nm, found {value}")
+            object.__setattr__(self, axis, value)
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.z, self.y, self.x))
+
+    @property
+    def is_isotropic(self) -> bool:
+        """True if the edges differ by at most 10 %."""
+        return max(self) / min(self) <= 1.1
+
+
+class Array3D(Protocol):
+    """A lazily read ``(z, y, x)`` array: numpy, zarr, tensorstore and image stacks all qualify."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size as ``(z, y, x)``."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Element type."""
+        ...
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """Read a slice ``[z]`` or a box ``[z0:z1, y0:y1, x0:x1]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What is known about a source before any of its files is read.
+
+    ``annotated`` says which of the five organelles are labelled and how; all others are unknown there: they are
+    excluded from losses and metrics and never counted as background.
+    """
+
+    name: str
+    title: str
+    citation: str  # BibTeX
+    licence: str  # SPDX identifier, or "none stated"
+    url: str
+    redistributable: bool
+    modality: str  # "FIB-SEM", "SBF-SEM", "ssTEM", ...
+    annotated: Mapping[Organelle, AnnotationType]
+    voxel_size: VoxelSize | None = None  # None: differs by volume
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One acquisition: a lazy image, its labels, its voxel size and where it comes from.
+
+    Either ``instances`` (with ``organelle_of``) or ``semantic`` is given; semantic labels become instances by ``lpa``.
+    """
+
+    volume_id: str  # unique in the dataset; letters, digits, "-", "_" and "."
+    image: Array3D  # (z, y, x) uint8
+    voxel_size: VoxelSize
+    source: str
+    specimen: str  # specimen group: sources that image the same specimen share it
+    cell_type: str
+    modality: str
+    annotated: Mapping[Organelle, AnnotationType]
+    semantic: Array3D | None = None  # (z, y, x) uint8, values Organelle.label_id
+    instances: Array3D | None = None  # (z, y, x) unsigned integers, 0 = background
+    organelle_of: Mapping[int, Organelle] = field(default_factory=dict)  # instance id -> organelle
+    ignore: Array3D | None = None  # (z, y, x) bool, True = nobody annotated this voxel
+    domain: Domain = "in"
+    published_fold: Fold | None = None  # the source's own train/test division, where it has one
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.semantic is None) == (self.instances is None):
+            raise ValueError(f"{self.volume_id}: give either semantic or instances, not both and not none")
+        for name in ("semantic", "instances", "ignore"):
+            array = getattr(self, name)
+            if array is not None and tuple(array.shape) != tuple(self.image.shape):
+                raise ValueError(f"{self.volume_id}: {name} is {array.shape}, the image is {self.image.shape}")
+
+
+@dataclass(frozen=True)
+class ObjectRow:
+    """One entry of the column ``objects``: an instance as it appears in one image."""
+
+    id: int  # value in the column ``instances`` of this row, 1..N
+    organelle: Organelle
+    instance_id: int  # id in the whole volume
+    area: int  # pixels
+    bbox: tuple[int, int, int, int]  # (y0, x0, y1, x1), half-open
+    touches_border: bool
+
+
+@dataclass(frozen=True)
+class Record:
+    """One published row: a slice of a volume with everything that is known about it. Field names are column names."""
+
+    image: npt.NDArray[np.uint8]  # (y, x)
+    instances: npt.NDArray[np.uint16]  # (y, x), ids 1..N in this image
+    objects: tuple[ObjectRow, ...]
+    annotated: tuple[Organelle, ...]
+    annotation_type: tuple[AnnotationType, ...]  # parallel to ``annotated``
+    ignore: npt.NDArray[np.bool_] | None  # (y, x)
+    volume_id: str
+    axis: Axis
+    slice: int
+    source: str
+    specimen: str
+    fold: Fold
+    domain: Domain
+    cell_type: str
+    modality: str
+    pixel_size_nm: tuple[float, float]  # (y, x) of the image plane
+    voxel_size_nm: tuple[float, float, float]  # (z, y, x) of the volume
+    licence: str
+    citation: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted instances of one image or volume, addressed by ``record_id``."""
+
+    record_id: str
+    instances: npt.NDArray[np.uint32]  # (y, x) or (z, y, x), 0 = background
+    organelle_of: Mapping[int, Organelle]
+    confidence_of: Mapping[int, float] = field(default_factory=dict)  # 0..1
+
+
+def record_id(volume_id: str, axis: str, slice_index: int) -> str:
+    """Name a row: ``record_id("lucchipp-train", "z", 7) == "lucchipp-train/z/00007"``."""
+    return f"{volume_id}/{axis}/{slice_index:05d}"
