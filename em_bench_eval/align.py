@@ -38,7 +38,7 @@ def resize_labels(labels: npt.NDArray[np.generic], shape: tuple[int, int]) -> np
         np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.intp), old - 1)
         for new, old in zip(shape, labels.shape, strict=True)
     )
-    return labels[np.ix_(rows, columns)]
+    return np.asarray(labels[np.ix_(rows, columns)])
 
 
 def _area_average(image: npt.NDArray[np.float32], size: int, axis: int) -> npt.NDArray[np.float32]:
@@ -59,11 +59,10 @@ def _linear(image: npt.NDArray[np.float32], size: int, axis: int) -> npt.NDArray
     below = np.minimum(centres.astype(np.intp), max(old - 2, 0))
     fraction = _along(centres - below, image.ndim, axis).astype(np.float32)
     above = np.minimum(below + 1, old - 1)
-    return image.take(below, axis) * (1 - fraction) + image.take(above, axis) * fraction
+    return np.asarray(image.take(below, axis) * (1 - fraction) + image.take(above, axis) * fraction)
 
 
 def _along(values: npt.NDArray[np.float64], ndim: int, axis: int) -> npt.NDArray[np.float64]:
     shape = [1] * ndim
     shape[axis] = -1
     return values.reshape(shape)
-

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from em_bench_eval.errors import InputError
-from em_bench_eval.schema import Organelle, Prediction, record_id
+from .errors import InputError
+from .schema import Organelle, Prediction, record_id
 
 PREDICTIONS_FILE = "predictions.parquet"
 PREDICTION_INFO_FILE = "prediction.json"

@@ -1,0 +1,63 @@
+"""Drosophila larva ventral nerve cord, ssTEM, 50 x 4.6 x 4.6 nm, mitochondria."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from dataset_builder.source import Source
+from dataset_builder.stack import ImageStack, gray_image, paired_stacks, semantic_values
+from em_bench_eval.schema import Organelle, SourceInfo, Volume, VoxelSize
+
+VOXEL_SIZE = VoxelSize(50.0, 4.6, 4.6)  # nm (z, y, x)
+INFO = SourceInfo(
+    name="vnc_sstem",
+    title="Segmented anisotropic ssTEM dataset of neural tissue (Drosophila VNC)",
+    citation="""@misc{gerhard2013,
+  author = {Gerhard, Stephan and Funke, Jan and Martel, Julien and Cardona, Albert and Fetter, Richard},
+  title = {Segmented anisotropic {ssTEM} dataset of neural tissue}, publisher = {figshare}, year = {2013},
+  doi = {10.6084/m9.figshare.856713}
+}""",
+    licence="CC-BY-NC-SA-3.0",
+    url="https://doi.org/10.6084/m9.figshare.856713",
+    redistributable=True,
+    modality="ssTEM",
+    annotated={Organelle.MITO: "manual+lpa"},
+    voxel_size=VOXEL_SIZE,
+    notes="The published folder `mitochondria` mixes 1-bit and 8-bit files, so `labels` is what is read.",
+)
+LAYOUT = """  vnc_sstem/
+    stack1/raw/NN.png (or .tif)         8-bit gray
+    stack1/labels/labelsNNNNNNNN.png    0..128 membrane, 159 glia, 191 mitochondrion, 223 synapse, 255 cell interior
+  (stack2 has no published labels and is not read)"""
+MITOCHONDRION = 191
+OTHER_VALUES = (0, 32, 64, 96, 128, 159, 223, 255)
+
+
+def volumes(raw: Path | None, options: Mapping[str, str]) -> Iterator[Volume]:
+    """Yield stack 1, the one with published labels."""
+    assert raw is not None, "Source.find returns the folder"
+    images, labels = paired_stacks(raw / "stack1" / "raw", raw / "stack1" / "labels")
+    values = {**dict.fromkeys(OTHER_VALUES, 0), MITOCHONDRION: Organelle.MITO.label_id}
+    yield Volume(
+        volume_id="vnc_sstem-stack1",
+        image=ImageStack(images, np.uint8, gray_image),
+        semantic=ImageStack(labels, np.uint8, semantic_values(values)),
+        voxel_size=VOXEL_SIZE,
+        source="vnc_sstem",
+        specimen="gerhard-drosophila-vnc",
+        cell_type="Drosophila larval neuropil",
+        modality=INFO.modality,
+        annotated=INFO.annotated,
+        provenance={"raw": "stack1/raw", "labels": "stack1/labels"},
+    )
+
+
+SOURCE = Source(
+    info=INFO,
+    volumes=volumes,
+    folders=("vnc_sstem", "groundtruth-drosophila-vnc", "groundtruth-drosophila-vnc-master"),
+    layout=LAYOUT,
+)
