@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,15 +27,12 @@ def write_volume(
     An ignore region becomes ``labels/ignore``. Who the voxels belong to (source, specimen, licence, annotation types)
     is in the attribute ``em_organelle_wild``.
     """
-    import zarr
-
-    root = zarr.open_group(str(path), mode="w-", zarr_format=3)
     scale_nm = list(volume.voxel_size)
     levels: list[tuple[str, list[float]]] = []
     image = np.asarray(volume.image[:])
     while True:
         name = f"s{len(levels)}"
-        _write_array(root, name, image)
+        _write_array(path / name, image)
         levels.append((name, scale_nm))
         if min(image.shape[1:]) < 2 * SMALLEST_LEVEL:
             break
@@ -42,33 +40,24 @@ def write_volume(
         factors = (2 if scale_nm[0] <= 1.5 * scale_nm[2] and image.shape[0] > 1 else 1, 2, 2)
         image = _halve(image, factors)
         scale_nm = [nm * factor for nm, factor in zip(scale_nm, factors, strict=True)]
-    root.attrs.update(
-        {
-            "ome": {"version": "0.5", "multiscales": [_multiscales(volume.volume_id, levels)]},
-            "em_organelle_wild": {
-                "source": volume.source,
-                "specimen": volume.specimen,
-                "licence": info.licence,
-                "annotated": {str(organelle): kind for organelle, kind in volume.annotated.items()},
-                "organelle_of": {str(id_): str(organelle) for id_, organelle in organelle_of.items()},
-                "provenance": dict(volume.provenance),
-            },
-        }
-    )
+    provenance = {
+        "source": volume.source,
+        "specimen": volume.specimen,
+        "licence": info.licence,
+        "annotated": {str(organelle): kind for organelle, kind in volume.annotated.items()},
+        "organelle_of": {str(id_): str(organelle) for id_, organelle in organelle_of.items()},
+        "provenance": dict(volume.provenance),
+    }
+    ome = {"version": "0.5", "multiscales": [_multiscales(volume.volume_id, levels)]}
+    _write_group(path, {"ome": ome, "em_organelle_wild": provenance})
     labels = {"instances": instances, "semantic": semantic_of(instances, dict(organelle_of))}
     if volume.ignore is not None:
         labels["ignore"] = np.asarray(volume.ignore[:]).astype(np.uint8)
-    group = root.create_group("labels")
-    group.attrs.update({"ome": {"version": "0.5", "labels": list(labels)}})
+    _write_group(path / "labels", {"ome": {"version": "0.5", "labels": list(labels)}})
     for name, array in labels.items():
-        label = group.create_group(name)
-        _write_array(label, "s0", array)
-        ome = {
-            "version": "0.5",
-            "multiscales": [_multiscales(name, [("s0", list(volume.voxel_size))])],
-            "image-label": {},
-        }
-        label.attrs.update({"ome": ome})
+        multiscales = [_multiscales(name, [("s0", list(volume.voxel_size))])]
+        _write_group(path / "labels" / name, {"ome": {"version": "0.5", "multiscales": multiscales, "image-label": {}}})
+        _write_array(path / "labels" / name / "s0", array)
 
 
 def volume_row(
@@ -114,15 +103,41 @@ def volume_features() -> Any:
     )
 
 
-def _write_array(group: Any, name: str, array: npt.NDArray[Any]) -> None:
+def _write_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Store one array as zarr v3 with sharded chunks, zstd; tensorstore writes it, any zarr v3 library reads it."""
+    import tensorstore as ts
+
     depth = min(64, array.shape[0])
     side = 1 << ((CHUNK_VOXELS // depth).bit_length() - 1) // 2  # a thin volume gets wide chunks of the same content
-    chunks = (depth, min(side, array.shape[1]), min(side, array.shape[2]))
-    shards = tuple(chunk * min(SHARD, -(-size // chunk)) for chunk, size in zip(chunks, array.shape, strict=True))
-    stored = group.create_array(
-        name, shape=array.shape, dtype=array.dtype, chunks=chunks, shards=shards, dimension_names=("z", "y", "x")
-    )
-    stored[:] = array
+    chunk = (depth, min(side, array.shape[1]), min(side, array.shape[2]))
+    shard = tuple(edge * min(SHARD, -(-size // edge)) for edge, size in zip(chunk, array.shape, strict=True))
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    sharding = {
+        "chunk_shape": chunk,
+        "codecs": [little, {"name": "zstd", "configuration": {"level": 3, "checksum": False}}],
+        "index_codecs": [little, {"name": "crc32c"}],
+    }
+    metadata = {
+        "shape": array.shape,
+        "data_type": array.dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        "fill_value": 0,
+        "dimension_names": ["z", "y", "x"],
+    }
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata}
+    try:
+        ts.open(spec, create=True).result().write(array).result()
+    except ValueError as error:  # tensorstore reports a full disk as one
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise OSError(errno.ENOSPC, str(error)) from error
+        raise
+
+
+def _write_group(path: Path, attributes: Mapping[str, object]) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    node = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    (path / "zarr.json").write_text(json.dumps(node, indent=2) + "\n")
 
 
 def _halve(image: npt.NDArray[np.uint8], factors: tuple[int, int, int]) -> npt.NDArray[np.uint8]:

@@ -74,6 +74,9 @@ def open_rows(dataset: str | os.PathLike[str], config: str, split: str, *, strea
     import datasets
 
     name = os.fspath(dataset)
+    if not Path(name).is_dir() and name.count("/") != 1:
+        # datasets would fall back on whatever its cache holds under that name
+        raise _no_dataset(name, "no such folder")
     if Path(name).is_dir() and not (Path(name) / "README.md").is_file():
         raise InputError(
             f"{name} is not a dataset folder",
@@ -85,16 +88,20 @@ def open_rows(dataset: str | os.PathLike[str], config: str, split: str, *, strea
         rows = datasets.load_dataset(name, config, split=split, streaming=streaming)
     except ValueError as error:  # unknown configuration or split: the message of datasets lists the known ones
         raise InputError(f"cannot open {name}", found=str(error), remedy="check --config and --split") from error
-    except FileNotFoundError as error:  # DatasetNotFoundError is one
-        raise InputError(
-            f"there is no dataset {name!r}",
-            found=f"no such folder, and not on the Hub ({error})",
-            expected="a folder written by `em-bench build`, or <org>/em-organelle-wild",
-            remedy="build it first: em-bench build --source phantom --out em-organelle-wild",
-        ) from error
+    except (FileNotFoundError, ConnectionError) as error:  # DatasetNotFoundError is a FileNotFoundError
+        raise _no_dataset(name, f"no such folder, and not on the Hub: {error}") from error
     for column in ("image", "instances", "ignore"):
         rows = rows.cast_column(column, datasets.Image(decode=False))
     return rows
+
+
+def _no_dataset(name: str, found: str) -> InputError:
+    return InputError(
+        f"there is no dataset {name!r}",
+        found=found,
+        expected="a folder written by `em-bench build`, or <org>/em-organelle-wild on the Hub",
+        remedy="build it first: em-bench build --source phantom --out em-organelle-wild",
+    )
 
 
 def decode_row(row: Mapping[str, Any]) -> LabelledImage:

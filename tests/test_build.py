@@ -310,10 +310,11 @@ def test_a_full_disk_says_so(tiny_raw: Path, earlier: Path, monkeypatch: pytest.
     assert leftovers(earlier.parent) == []
 
 
-def test_a_really_full_disk(tiny_raw: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", ["60k", "300k"])  # full at the first volume, and at the rows
+def test_a_really_full_disk(tiny_raw: Path, tmp_path: Path, size: str) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"may not mount a small file system: {mounted.stderr.decode().strip()}")
     try:
