@@ -1,0 +1,201 @@
+"""The ``evaluate`` module: ``evaluate.load("em_bench_eval")`` at the repository root, or by path, or from a Hub Space.
+
+``evaluate`` copies this file and the siblings named below to its cache and imports the copies, so nothing of ours
+needs to be installed. Hence the rules of this file (``tests/test_evaluate_module.py`` holds them): every sibling that
+travels is named here, siblings import each other relatively, and these lines carry no comments. The classes of the
+copies are not those of an installed ``em_bench_eval``: only arrays, strings, numbers and dicts cross over.
+
+Label maps are reduced to counts as they arrive. Counts are what enters the Arrow cache and what is gathered from the
+other processes; label maps never do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import evaluate
+
+from .errors import InputError
+from .label_maps import organelle_name
+from .matching import best_matching as best_matching
+from .metrics import METRIC_VERSION, METRICS
+from .overlap import contingency as contingency
+from .rows import decode_png
+from .schema import ORGANELLES
+from .scoring import Evaluation, Settings
+
+_DESCRIPTION = (
+    f"Instance segmentation of organelles in electron microscopy ({', '.join(ORGANELLES)}): exact, pooled over images, "
+    "with partial annotation and ignored regions. Every key names its aggregation."
+)
+
+_INPUTS = """
+Args:
+    predictions, references: lists of items, image by image (or volume by volume). An item is one of
+        - a row of the dataset, as `load_dataset` gives it (columns instances and objects; of a reference row also
+          annotated, ignore and pixel_size_nm are used), or a row of a prediction folder;
+        - `{"mito": label_map, ...}`;
+        - `(label_map, {1: "mito", 2: "er", ...})`;
+        - a label map, if `organelle` says what it holds.
+      A label map is an integer array, a PIL image, encoded PNG bytes or nested lists; 0 is background.
+    voxel_size_nm: `(y, x)` or `(z, y, x)`, the same for the whole call; default: the row's pixel_size_nm.
+    annotated: organelles that the references label; default: the row's, or all five.
+    ignore: one mask (or None) per item, True where nobody annotated; default: the row's.
+    organelle: judge this organelle alone, and read plain label maps as its instances.
+Returns:
+    `{"mito/dice__instance": 0.71, "mito/pq": ..., "macro/dice__instance": ..., ...}`, None where a value is undefined:
+""" + "".join(f"    - {name}: {metric.definition} ({metric.aggregation})\n" for name, metric in METRICS.items())
+
+_CITATION = """\
+@software{em_organelle_wild,
+  title = {em-organelle-wild: a multi-source benchmark for organelle instance segmentation in electron microscopy}
+}
+"""
+
+
+class EMBenchEval(evaluate.Metric):  # type: ignore[misc]  # evaluate has no type hints
+    """Per-organelle instance metrics; ``evaluate.load`` takes the fields of ``scoring.Settings`` as keywords."""
+
+    def __init__(
+        self,
+        *args: Any,
+        min_size_nm: float = 0.0,
+        iou_threshold: float = 0.5,
+        reference_ids: Any = "volume",
+        **kwargs: Any,
+    ) -> None:
+        self._settings = Settings(min_size_nm, iou_threshold, reference_ids)
+        super().__init__(*args, **kwargs)
+
+    def _info(self) -> Any:
+        text, number = datasets.Value("string"), datasets.Value("int64")
+        pairs = datasets.List(number)  # flattened rows of (intersection, reference, prediction) voxels
+        names = ("axes", "n_reference", "n_prediction", "reference_voxels", "prediction_voxels")
+        semantic = ("semantic_intersection", "semantic_reference", "semantic_prediction")
+        return evaluate.MetricInfo(
+            description=f"{_DESCRIPTION} Metric version {METRIC_VERSION}.",
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {
+                    "organelle": text,
+                    "settings": text,
+                    **dict.fromkeys((*names, *semantic), number),
+                    "matched": pairs,
+                    "hits": pairs,
+                }
+            ),
+        )
+
+    def add(self, *, prediction: Any = None, reference: Any = None, ignore: Any = None, **kwargs: Any) -> None:
+        """Count one image or volume; see ``add_batch``."""
+        self.add_batch(predictions=[prediction], references=[reference], ignore=[ignore], **kwargs)
+
+    def add_batch(
+        self,
+        *,
+        predictions: Any = None,
+        references: Any = None,
+        voxel_size_nm: Sequence[float] | None = None,
+        annotated: Sequence[str] | None = None,
+        ignore: Sequence[Any] | None = None,
+        organelle: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        """Count a batch of images or volumes; a batch with a fault is not counted at all."""
+        if unknown:
+            raise InputError(
+                f"em_bench_eval does not know {', '.join(sorted(unknown))}",
+                expected="predictions, references, voxel_size_nm, annotated, ignore, organelle",
+                remedy="settings such as reference_ids belong to evaluate.load(..., reference_ids='slice')",
+            )
+        items = [list(items) for items in (predictions, references)]
+        masks = [None] * len(items[1]) if ignore is None else list(ignore)
+        if not len(items[0]) == len(items[1]) == len(masks):
+            raise InputError(
+                "predictions and references must come in pairs",
+                found=f"{len(items[0])} predictions, {len(items[1])} references, {len(masks)} ignore masks",
+                expected="one of each per image",
+            )
+        evaluation = Evaluation(self._settings)
+        for prediction, reference, mask in zip(*items, masks, strict=True):
+            evaluation.add(
+                _maps("prediction", prediction, organelle),
+                _maps("reference", reference, organelle),
+                **_context(reference, voxel_size_nm, annotated, mask, organelle),
+            )
+        rows = evaluation.to_rows()
+        super().add_batch(**{name: [row[name] for row in rows] for name in self.features})
+
+    def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
+        """Count what is given, then compute every metric over all that was added; None but on process 0."""
+        if predictions is not None or references is not None:
+            self.add_batch(predictions=predictions, references=references, **kwargs)
+        elif self.writer is None:  # a process without images still takes part in the gathering
+            super().add_batch(**{name: [] for name in self.features})
+        result: dict[str, Any] | None = super().compute()
+        return result
+
+    def _compute(self, **columns: Any) -> dict[str, Any]:
+        evaluation = Evaluation(self._settings)
+        evaluation.add_rows(dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        return evaluation.compute()
+
+
+def _is_row(item: Any) -> bool:
+    return isinstance(item, Mapping) and "instances" in item
+
+
+def _maps(name: str, item: Any, organelle: str | None) -> Any:
+    """Bring an item to a form that ``Evaluation.add`` takes."""
+    if _is_row(item):
+        return decode_png(item["instances"]), {entry["id"]: str(entry["organelle"]) for entry in _objects(item)}
+    if isinstance(item, Mapping) and "bytes" not in item:
+        return {key: decode_png(labels) for key, labels in item.items()}
+    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Mapping):
+        return decode_png(item[0]), item[1]
+    if organelle is None:
+        raise InputError(
+            f"a {name} is a plain label map, and nothing says of which organelle",
+            found=type(item).__name__,
+            expected='{"mito": label map}, (label map, {1: "mito", ...}) or a dataset row',
+            remedy='pass organelle="mito" if all label maps hold mitochondria',
+        )
+    return {organelle_name(organelle): decode_png(item)}
+
+
+def _objects(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """List a row's objects, which ``datasets`` gives as a list of dicts or as a dict of lists."""
+    objects = row["objects"]
+    if isinstance(objects, Mapping):
+        return [dict(zip(objects, entry, strict=True)) for entry in zip(*objects.values(), strict=True)]
+    return list(objects)
+
+
+def _context(
+    reference: Any,
+    voxel_size_nm: Sequence[float] | None,
+    annotated: Sequence[str] | None,
+    mask: Any,
+    organelle: str | None,
+) -> dict[str, Any]:
+    """Take voxel size, annotated organelles and ignore mask from the call, else from the reference row."""
+    row: Mapping[str, Any] = reference if _is_row(reference) else {}
+    voxel_size_nm = row.get("pixel_size_nm") if voxel_size_nm is None else voxel_size_nm
+    if voxel_size_nm is None:
+        raise InputError(
+            "voxel_size_nm is missing",
+            expected="voxel_size_nm=(y, x) or (z, y, x) in nm, or reference rows with pixel_size_nm",
+        )
+    judged = row.get("annotated") if annotated is None else annotated
+    judged = None if judged is None else [organelle_name(str(name)) for name in judged]
+    if organelle is not None:
+        judged = [organelle_name(organelle)] if judged is None or organelle in judged else []
+    mask = row.get("ignore") if mask is None else mask
+    return {
+        "voxel_size_nm": voxel_size_nm,
+        "annotated": judged,
+        "ignore": None if mask is None else decode_png(mask),
+    }
