@@ -106,12 +106,13 @@ def _folds(stats: Stats) -> str:
 
 
 def _sources(stats: Stats) -> str:
-    return "\n".join(f"* **{name}**: [{info.title}]({info.url}). {info.notes}" for name, info in stats.sources.items())
+    links = {name: f"[{info.title}]({info.url})" if info.url else info.title for name, info in stats.sources.items()}
+    return "\n".join(f"* **{name}**: {links[name]}. {info.notes}" for name, info in stats.sources.items())
 
 
 def _licences(stats: Stats) -> str:
     rows = [
-        [name, info.title, info.licence, "yes" if info.redistributable else "no", info.url]
+        [name, info.title, info.licence, "yes" if info.redistributable else "no", info.url or "generated"]
         for name, info in stats.sources.items()
     ]
     return (

@@ -114,7 +114,7 @@ def _describe(info: SourceInfo) -> str:
         "voxel size": f"{_voxel(info)} nm (z, y, x)",
         "annotated": f"{annotated}; any other organelle is unknown here",
         "licence": info.licence + ("" if info.redistributable else "; not redistributable: users rebuild it"),
-        "from": info.url,
+        "from": info.url or "em-bench itself: nothing to download",
         "notes": info.notes or "-",
     }
     return "\n".join(f"{name:<11} {text}" for name, text in lines.items())

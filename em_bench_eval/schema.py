@@ -105,7 +105,7 @@ class SourceInfo:
     title: str
     citation: str  # BibTeX
     licence: str  # SPDX identifier, or "none stated"
-    url: str
+    url: str  # where to download it; empty for a source that needs no download
     redistributable: bool
     modality: str  # "FIB-SEM", "SBF-SEM", "ssTEM", ...
     annotated: Mapping[Organelle, AnnotationType]

@@ -36,7 +36,7 @@ def test_every_source_declares_what_a_user_needs(name: str) -> None:
     assert info.name == name
     assert re.search(r"@\w+\{\w+,", info.citation), "citation is BibTeX"
     assert info.licence
-    assert info.url.startswith("https://")
+    assert info.url.startswith("https://") == bool(source.folders), "a source with raw data says where it is"
     assert set(info.annotated) <= set(Organelle)
     assert bool(source.folders) == bool(source.layout), "a source with raw data draws its layout"
     assert not source.folders or name in fake.WRITERS, "tests/fake.py writes a tiny raw copy of every download"
