@@ -1,0 +1,157 @@
+"""``em-bench train`` and ``em-bench predict``: options to requests; heavy imports only once they are parsed."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from em_bench_eval import registry
+from em_bench_eval.errors import InputError, unknown_name
+
+MODELS = "baselines.models"
+RECIPE_OPTIONS = ("steps", "batch_size", "crop", "lr")  # options that replace a number of the preset's recipe
+
+
+def train(argv: Sequence[str]) -> int:
+    """Run ``em-bench train``; return the exit status."""
+    options = _train_parser().parse_args(argv)
+    if options.model not in registry.names(MODELS):  # answer before anything heavy is imported
+        raise unknown_name("model", options.model, registry.names(MODELS))
+
+    from baselines.model import load_model
+    from baselines.training import TrainingRequest
+    from baselines.training import train as run
+
+    preset = load_model(options.model).preset(options.preset)
+    given = {name: getattr(options, name) for name in RECIPE_OPTIONS if getattr(options, name) is not None}
+    if options.max_minutes is not None:  # the time is the budget, unless steps are asked for as well
+        given.setdefault("steps", None)
+    request = TrainingRequest(
+        model=options.model,
+        dataset=options.dataset,
+        config=options.config,
+        out=options.out,
+        preset=options.preset,
+        architecture=preset.config,
+        recipe=dataclasses.replace(preset.recipe, **given),
+        seed=options.seed,
+        max_minutes=options.max_minutes,
+        mixed_precision=options.mixed_precision,
+        checkpoint_every=options.checkpoint_every,
+        validate_every=options.validate_every,
+        workers=options.workers,
+    )
+    folder = run(request, resume=options.resume, overwrite=options.overwrite)
+    if os.environ.get("RANK", "0") == "0":  # several processes run this under accelerate launch
+        print(folder)
+    return 0
+
+
+def predict(argv: Sequence[str]) -> int:
+    """Run ``em-bench predict``; return the exit status."""
+    options = _predict_parser().parse_args(argv)
+    if options.tile <= 2 * options.margin:
+        raise InputError(
+            f"--tile {options.tile} leaves nothing inside margins of {options.margin}",
+            expected="a tile of more than twice the margin",
+            remedy="raise --tile, or lower --margin",
+        )
+
+    from baselines.predict import TileSettings
+    from baselines.predict import predict as run
+
+    settings = TileSettings(options.tile, options.margin, options.overlap, options.batch_size, options.symmetries)
+    count = run(
+        options.checkpoint,
+        options.dataset,
+        options.config,
+        options.split,
+        options.out,
+        settings,
+        overwrite=options.overwrite,
+    )
+    print(f"{options.out}: {count} images")
+    return 0
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="em-bench train",
+        description="Train a baseline. OUT gets a checkpoint (safetensors and a model card) when training is complete.",
+        epilog="example:\n  em-bench train --model unet --preset quick --max-minutes 3 --dataset em-organelle-wild "
+        "--config wild --out runs/unet\n\nseveral GPUs:\n  accelerate launch -m baselines.train --model unet --preset "
+        "paper --dataset em-organelle-wild --config wild --out runs/unet",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="NAME", help=f"one of: {', '.join(registry.names(MODELS))}")
+    add("--dataset", required=True, metavar="DATASET", help="dataset folder, or name on the Hub")
+    add("--config", default="wild", metavar="NAME", help="configuration of the dataset (default: %(default)s)")
+    add("--out", required=True, type=Path, metavar="OUT", help="folder for the checkpoint and the log")
+    add("--preset", default="quick", metavar="NAME", help="architecture and recipe: quick, standard, paper or smoke")
+    add("--steps", type=_positive(int), metavar="N", help="optimisation steps (default: the preset's)")
+    add("--max-minutes", type=_positive(float), metavar="M", help="train for this long instead; with --steps, at most")
+    add("--crop", type=_positive(int), metavar="PIXELS", help="edge of the crops at 8 nm (default: the preset's)")
+    add("--batch-size", type=_positive(int), metavar="N", help="crops per step and process (default: the preset's)")
+    add("--lr", type=_positive(float), metavar="RATE", help="peak learning rate (default: the preset's)")
+    add("--seed", type=int, default=0, metavar="N", help="of weights, crops and augmentation (default: %(default)s)")
+    add("--mixed-precision", default="no", choices=("no", "bf16", "fp16"), help="default: %(default)s")
+    add("--workers", type=int, default=0, metavar="N", help="data-loading processes (default: none but this one)")
+    add("--checkpoint-every", type=_positive(int), default=500, metavar="N", help="steps (default: %(default)s)")
+    add("--validate-every", type=_positive(int), default=100, metavar="N", help="steps (default: %(default)s)")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--resume", action="store_true", help="go on from OUT's last checkpoint, if it has one")
+    either.add_argument("--overwrite", action="store_true", help="delete the training in OUT and start again")
+    return parser
+
+
+def _predict_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="em-bench predict",
+        description="Predict whole images: overlapping tiles at 8 nm per pixel, stitched, decoded at native size.",
+        epilog="example:\n  em-bench predict --checkpoint runs/unet --dataset em-organelle-wild --config wild "
+        "--split test --out predictions",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="CHECKPOINT", help="folder of `em-bench train`, or name on the Hub")
+    add("--dataset", required=True, metavar="DATASET", help="dataset folder, or name on the Hub")
+    add("--config", default="wild", metavar="NAME", help="configuration of the dataset (default: %(default)s)")
+    add("--split", default="test", metavar="NAME", help="default: %(default)s")
+    add("--out", required=True, type=Path, metavar="OUT", help="folder for predictions.parquet and prediction.json")
+    add("--tile", type=_positive(int), default=512, metavar="PIXELS", help="at 8 nm (default: %(default)s)")
+    add(
+        "--margin",
+        type=int,
+        default=32,
+        metavar="PIXELS",
+        help="edge of a tile that is not used (default: %(default)s)",
+    )
+    add("--overlap", type=_share, default=0.25, metavar="SHARE", help="of neighbouring tiles (default: %(default)s)")
+    add("--batch-size", type=_positive(int), default=1, metavar="N", help="tiles at a time (default: %(default)s)")
+    add("--symmetries", action="store_true", help="average over flips and turns: better, and eight times slower")
+    add("--overwrite", action="store_true", help="replace other predictions in OUT")
+    return parser
+
+
+class _positive:
+    """Argument type: a positive number of the given kind."""
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self.kind = kind
+
+    def __call__(self, text: str) -> int | float:
+        value = self.kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+        return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+    return value

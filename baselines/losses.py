@@ -1,0 +1,61 @@
+"""Losses for partially annotated images: what nobody labelled neither rewards nor punishes.
+
+Two kinds of "unknown" occur. Pixels marked IGNORE contribute to nothing. An organelle that is not annotated in an
+image may be anywhere in that image's background, so a background label there only says "background or one of the
+organelles that were not annotated" - the marginal likelihood of Shi et al. 2021 (Medical Image Analysis 70, 101979,
+"Marginal loss and exclusion loss for partially supervised multi-organ segmentation").
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = 255  # value of unknown pixels in a semantic target
+
+
+def partial_cross_entropy(logits: Tensor, target: Tensor, annotated: Tensor) -> Tensor:
+    """Mean negative log-likelihood per known pixel.
+
+    ``logits``: (N, 1 + C, H, W), channel 0 is background. ``target``: (N, H, W) int64 in 0..C, or ``IGNORE``.
+    ``annotated``: (N, C) bool. For a background pixel the probabilities of background and of the organelles that are
+    not annotated in its image are added up.
+    """
+    log_p = F.log_softmax(logits.float(), dim=1)
+    may_hide = torch.cat([torch.ones_like(annotated[:, :1]), ~annotated], dim=1)[:, :, None, None]
+    log_background = torch.logsumexp(log_p.masked_fill(~may_hide, -torch.inf), dim=1)
+    known = target != IGNORE
+    label = torch.where(known, target, torch.zeros_like(target))
+    log_label = log_p.gather(1, label[:, None])[:, 0]
+    log_likelihood = torch.where(label == 0, log_background, log_label)
+    return -torch.where(known, log_likelihood, 0.0).sum() / known.sum().clamp(min=1)
+
+
+def soft_dice_loss(logits: Tensor, target: Tensor, annotated: Tensor) -> Tensor:
+    """Mean of ``1 - Dice`` over the organelles present in the batch, pooled over the images that annotate them.
+
+    Shapes as in ``partial_cross_entropy``. Organelles that the batch does not contain are left to the cross entropy.
+    """
+    p = F.softmax(logits.float(), dim=1)[:, 1:]
+    ids = torch.arange(1, p.shape[1] + 1, device=target.device)[None, :, None, None]
+    reference = (target[:, None] == ids).float()
+    weight = ((target != IGNORE)[:, None] & annotated[:, :, None, None]).float()
+    size = (reference * weight).sum((0, 2, 3))
+    overlap = (p * reference * weight).sum((0, 2, 3))
+    dice = (2 * overlap + 1.0) / ((p * weight).sum((0, 2, 3)) + size + 1.0)
+    present = (size > 0).float()
+    return ((1 - dice) * present).sum() / present.sum().clamp(min=1)
+
+
+def distance_loss(logits: Tensor, distance: Tensor, target: Tensor, known: Tensor, organelle_ids: Tensor) -> Tensor:
+    """Binary cross entropy of the inner-distance maps, mean over the pixels where the distance is known.
+
+    ``logits``: (N, D, H, W), one map for each of the D ``organelle_ids``; ``distance``: (N, H, W) in 0..1;
+    ``target`` as above; ``known``: (N, D) bool, whether that organelle is annotated in that image.
+    """
+    ids = organelle_ids[None, :, None, None]
+    expected = torch.where(target[:, None] == ids, distance[:, None].float(), 0.0)
+    weight = ((target != IGNORE)[:, None] & known[:, :, None, None]).float()
+    loss = F.binary_cross_entropy_with_logits(logits.float(), expected, reduction="none")
+    return (loss * weight).sum() / weight.sum().clamp(min=1)

@@ -1,0 +1,206 @@
+"""Checkpoints: a folder or Hub repository with ``config.json``, ``model.safetensors`` and a model card.
+
+No pickle is ever written or read, so a downloaded checkpoint cannot run code. Files appear under their names only
+when complete, the weights last: a folder with ``model.safetensors`` is a complete checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from em_bench_eval import __version__, registry
+from em_bench_eval.errors import InputError
+from em_bench_eval.schema import ORGANELLES
+
+if TYPE_CHECKING:
+    from baselines.model import Baseline
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".tar", ".pkl")
+
+
+def save_pretrained(model: Baseline, folder: str | os.PathLike[str]) -> None:
+    """Write a complete checkpoint into ``folder`` (made if needed), replacing an earlier one file by file."""
+    from safetensors.torch import save_file
+
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=target) as name:
+        partial = Path(name)
+        (partial / CARD).write_text(model_card(model))
+        (partial / CONFIG).write_text(json.dumps(checkpoint_config(model), indent=2) + "\n")
+        save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
+        for file in (CARD, CONFIG, WEIGHTS):
+            os.replace(partial / file, target / file)
+
+
+def checkpoint_config(model: Baseline) -> dict[str, Any]:
+    """What ``config.json`` holds: the model's name, its configuration, and how it was trained."""
+    config = dataclasses.asdict(model.config)
+    return {"model": model.name, "em_organelle_wild": __version__, "config": config, "training": model.training_info}
+
+
+def load_pretrained(checkpoint: str | os.PathLike[str], expected: type[Baseline] | None = None) -> Baseline:
+    """Load a checkpoint folder or Hub repository, in evaluation mode on the CPU.
+
+    Raises ``InputError`` if it is no checkpoint, a pickle, of another model than ``expected``, of other organelles, or
+    if its tensors do not fit its configuration.
+    """
+    from safetensors.torch import load_file
+
+    from baselines.model import load_model
+
+    folder = _checkpoint_folder(checkpoint)
+    try:
+        stored = json.loads((folder / CONFIG).read_text())
+        name, values = stored["model"], dict(stored["config"])
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder / CONFIG} does not describe a baseline",
+            found=f"{type(error).__name__}: {error}",
+            expected='JSON with "model" and "config", as written by `em-bench train`',
+        ) from error
+    if expected is not None and name != expected.name:
+        raise InputError(
+            f"{checkpoint} is a checkpoint of another model",
+            found=name,
+            expected=expected.name,
+            remedy=f"load it with baselines.pretrained.load_pretrained, or train a {expected.name}",
+        )
+    build = load_model(name).build
+    if list(values.get("organelles", ())) != list(ORGANELLES):
+        raise InputError(
+            f"{checkpoint} predicts other classes",
+            found=values.get("organelles"),
+            expected=list(ORGANELLES),
+            remedy="train again with this version, or use the version that wrote the checkpoint: "
+            f"{stored.get('em_organelle_wild', 'unknown')}",
+        )
+    known = {field.name for field in dataclasses.fields(build.config_class)}
+    if set(values) - known:
+        raise InputError(
+            f"{folder / CONFIG} has settings that {name} does not know",
+            found=sorted(set(values) - known),
+            expected=sorted(known),
+            remedy=f"use version {stored.get('em_organelle_wild', 'unknown')}, which wrote the checkpoint",
+        )
+    lists_to_tuples: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
+    model = build(build.config_class(**lists_to_tuples))
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except Exception as error:  # safetensors raises its own SafetensorError, or OSError
+        raise InputError(
+            f"{folder / WEIGHTS} cannot be read", found=error, remedy="the file is damaged: copy or train it again"
+        ) from error
+    _require_fit(checkpoint, weights, model.state_dict())
+    model.load_state_dict(weights)
+    model.training_info = stored.get("training", {})
+    return model.eval()
+
+
+def push_to_hub(model: Baseline, repo_id: str, *, private: bool = False) -> str:
+    """Upload the checkpoint to a Hub model repository, made if needed; return the address of the commit."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(model, folder)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Upload {model.name}"))
+
+
+def model_card(model: Baseline) -> str:
+    """Model card with the Hub's metadata: what it is, what it was trained on, how to use it."""
+    from baselines.model import count_parameters
+
+    info = model.training_info
+    trained = ", ".join(model.config.trained_organelles) or "none (not trained yet)"
+    rows = [(key, value) for key, value in info.items() if not isinstance(value, (dict, list))]
+    facts = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in rows)
+    return f"""---
+library_name: em-organelle-wild
+pipeline_tag: image-segmentation
+tags: [electron-microscopy, biology, instance-segmentation, organelles, {model.name}]
+---
+
+# {model.name} for organelles in electron microscopy
+
+{count_parameters(model):,} parameters. Predicts: {trained}. Input: one gray channel at
+{model.config.pixel_size_nm:g} nm per pixel, normalised by `{model.config.normalisation}`.
+
+| training | |
+|---|---|
+{facts}
+
+    em-bench predict --checkpoint REPOSITORY_OR_FOLDER --dataset em-organelle-wild --split test --out predictions
+
+What was not annotated in the training data is never predicted. `em-bench score` scores a prediction.
+"""
+
+
+def _checkpoint_folder(checkpoint: str | os.PathLike[str]) -> Path:
+    folder = Path(checkpoint)
+    if folder.is_dir():
+        missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
+        if not missing:
+            return folder
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+        raise InputError(
+            f"{folder} is not a complete checkpoint",
+            found=f"pickled weights, which are not read because they can run code: {', '.join(pickles)}"
+            if pickles
+            else f"no {' and no '.join(missing)}",
+            expected=f"{CONFIG} and {WEIGHTS}, as written at the end of `em-bench train`",
+            remedy="convert the weights to safetensors"
+            if pickles
+            else "finish the training (em-bench train ... --resume), or name another folder",
+        )
+    if folder.is_file():
+        raise InputError(
+            f"{folder} is a file",
+            expected=f"the folder that holds {CONFIG} and {WEIGHTS}",
+            remedy="pickled weights are not read because they can run code: convert them to safetensors"
+            if folder.suffix in PICKLES
+            else f"name {folder.parent}",
+        )
+    return _downloaded(str(checkpoint))
+
+
+def _downloaded(repo_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=[CONFIG, WEIGHTS, CARD]))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:  # absent, private, offline, or not a possible name
+        raise InputError(
+            f"there is no checkpoint {repo_id!r}",
+            found=f"no such folder, and not on the Hub ({type(error).__name__})",
+            expected="a folder written by `em-bench train`, or a Hub repository <org>/<model>",
+            remedy="train one first: em-bench train --help; known models: "
+            + ", ".join(registry.names("baselines.models")),
+        ) from error
+
+
+def _require_fit(checkpoint: object, weights: dict[str, Any], needed: dict[str, Any]) -> None:
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in needed.items()}
+    wrong = sorted(
+        name for name in found.keys() | expected.keys() if found.get(name, "absent") != expected.get(name, "absent")
+    )
+    if wrong:
+        shown = "; ".join(f"{name} {found.get(name, 'absent')}" for name in wrong[:4])
+        raise InputError(
+            f"the weights of {checkpoint} do not fit its configuration ({len(wrong)} tensors differ)",
+            found=shown,
+            expected="; ".join(f"{name} {expected.get(name, 'absent')}" for name in wrong[:4]),
+            remedy="config.json and model.safetensors come from different models or numbers of classes",
+        )
