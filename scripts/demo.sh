@@ -15,11 +15,12 @@ echo "2/6 load it with plain datasets"
 python -c 'from datasets import load_dataset; print(load_dataset("em-organelle-wild"))'
 
 echo "3/6 train a small U-Net"
-em-bench train --model unet --preset quick --dataset em-organelle-wild --config wild --max-minutes 1.5 \
+em-bench train --model unet --preset quick --dataset em-organelle-wild --config wild --steps 900 --max-minutes 2 \
   --out demo/unet --overwrite
 
 echo "4/6 predict whole images"
-em-bench predict --checkpoint demo/unet --dataset em-organelle-wild --config wild --split test --out demo/predictions
+em-bench predict --checkpoint demo/unet --dataset em-organelle-wild --config wild --split test \
+  --out demo/predictions --overwrite
 
 echo "5/6 score"
 em-bench score demo/predictions em-organelle-wild
