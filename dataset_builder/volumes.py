@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +12,11 @@ import numpy.typing as npt
 
 from dataset_builder.instances import semantic_of
 from em_bench_eval.schema import Organelle, SourceInfo, Volume
+from lpa.ome_zarr import array_metadata, full_disk_is_os_error, write_group
 
 CHUNK_VOXELS = 64**3
 SHARD = 4  # chunks a side: few files, as the Hub wants
+ZSTD_LEVEL = 3
 SMALLEST_LEVEL = 64  # pixels in plane
 
 
@@ -49,14 +50,14 @@ def write_volume(
         "provenance": dict(volume.provenance),
     }
     ome = {"version": "0.5", "multiscales": [_multiscales(volume.volume_id, levels)]}
-    _write_group(path, {"ome": ome, "em_organelle_wild": provenance})
+    write_group(path, {"ome": ome, "em_organelle_wild": provenance})
     labels = {"instances": instances, "semantic": semantic_of(instances, dict(organelle_of))}
     if volume.ignore is not None:
         labels["ignore"] = np.asarray(volume.ignore[:]).astype(np.uint8)
-    _write_group(path / "labels", {"ome": {"version": "0.5", "labels": list(labels)}})
+    write_group(path / "labels", {"ome": {"version": "0.5", "labels": list(labels)}})
     for name, array in labels.items():
         multiscales = [_multiscales(name, [("s0", list(volume.voxel_size))])]
-        _write_group(path / "labels" / name, {"ome": {"version": "0.5", "multiscales": multiscales, "image-label": {}}})
+        write_group(path / "labels" / name, {"ome": {"version": "0.5", "multiscales": multiscales, "image-label": {}}})
         _write_array(path / "labels" / name / "s0", array)
 
 
@@ -111,33 +112,10 @@ def _write_array(path: Path, array: npt.NDArray[Any]) -> None:
     side = 1 << ((CHUNK_VOXELS // depth).bit_length() - 1) // 2  # a thin volume gets wide chunks of the same content
     chunk = (depth, min(side, array.shape[1]), min(side, array.shape[2]))
     shard = tuple(edge * min(SHARD, -(-size // edge)) for edge, size in zip(chunk, array.shape, strict=True))
-    little = {"name": "bytes", "configuration": {"endian": "little"}}
-    sharding = {
-        "chunk_shape": chunk,
-        "codecs": [little, {"name": "zstd", "configuration": {"level": 3, "checksum": False}}],
-        "index_codecs": [little, {"name": "crc32c"}],
-    }
-    metadata = {
-        "shape": array.shape,
-        "data_type": array.dtype.name,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
-        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-        "fill_value": 0,
-        "dimension_names": ["z", "y", "x"],
-    }
+    metadata = array_metadata(array.shape, array.dtype, chunk, shard, ZSTD_LEVEL)
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata}
-    try:
+    with full_disk_is_os_error():
         ts.open(spec, create=True).result().write(array).result()
-    except ValueError as error:  # tensorstore reports a full disk as one
-        if "RESOURCE_EXHAUSTED" in str(error):
-            raise OSError(errno.ENOSPC, str(error)) from error
-        raise
-
-
-def _write_group(path: Path, attributes: Mapping[str, object]) -> None:
-    path.mkdir(parents=True, exist_ok=True)
-    node = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    (path / "zarr.json").write_text(json.dumps(node, indent=2) + "\n")
 
 
 def _halve(image: npt.NDArray[np.uint8], factors: tuple[int, int, int]) -> npt.NDArray[np.uint8]:

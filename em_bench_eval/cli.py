@@ -14,6 +14,7 @@ from em_bench_eval.errors import InputError, did_you_mean
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "sources": ("dataset_builder.cli", "sources", "list the data sources: licence, organelles, voxel size"),
     "build": ("dataset_builder.cli", "build", "build the benchmark dataset folder from one or more sources"),
+    "label": ("lpa.cli", "label", "turn a semantic volume into instances, at any size"),
     "train": ("baselines.cli", "train", "train a baseline on a dataset folder or Hub dataset"),
     "predict": ("baselines.cli", "predict", "predict whole images: overlapping tiles, stitched, decoded to instances"),
     "score": ("em_bench_eval.cli_score", "score", "score predictions against the reference, per organelle"),

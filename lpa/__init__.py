@@ -1,10 +1,34 @@
 """3D label propagation: semantic volumes to instance volumes (paper, section 3.2).
 
-``lpa.label`` is exact and fast; ``lpa.propagate`` is the paper's iteration as written, its reference.
+``lpa.label`` is exact and fast, ``lpa.label_zarr`` the same for volumes of any size on disk or on a server;
+``lpa.propagate`` is the paper's iteration as written, their reference. ``lpa.split`` takes touching instances apart,
+``lpa.clean`` tidies up, ``lpa.measure`` makes one table row per instance.
 """
 
+from lpa.blockwise import label_zarr
+from lpa.clean import clean
 from lpa.connectivity import DEFAULT_CONNECTIVITY
 from lpa.label import label
+from lpa.measure import measure
 from lpa.propagate import propagate
+from lpa.propagate_torch import propagate_torch
+from lpa.split import DEFAULT_RULES, SHEETS, SplitDecision, split
+from lpa.split_rules import NeckRule, SheetRule
+from lpa.volume_io import open_volume
 
-__all__ = ["DEFAULT_CONNECTIVITY", "label", "propagate"]
+__all__ = [
+    "DEFAULT_CONNECTIVITY",
+    "DEFAULT_RULES",
+    "SHEETS",
+    "NeckRule",
+    "SheetRule",
+    "SplitDecision",
+    "clean",
+    "label",
+    "label_zarr",
+    "measure",
+    "open_volume",
+    "propagate",
+    "propagate_torch",
+    "split",
+]

@@ -27,7 +27,7 @@ def propagate(semantic: npt.ArrayLike, connectivity: int | Mapping[str, int] = 2
         uint64 labels of the same shape.
     """
     array = as_semantic(semantic)
-    volume = array.reshape((-1, *array.shape[-2:]))
+    volume = array if array.ndim == 3 else array[np.newaxis]
     labels = np.where(volume > 0, np.arange(1, volume.size + 1, dtype=np.uint64).reshape(volume.shape), 0)
     neighbours_of = per_class(connectivity, [int(value) for value in np.unique(volume) if value])
     while True:

@@ -21,7 +21,13 @@ LPA_SEES = {"em_bench_eval.schema", "em_bench_eval.errors"}
 LIGHT = {"numpy", "scipy"}
 EVALUATE_MODULE = "em_bench_eval/em_bench_eval.py"
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "evaluate", "dask", "neuroglancer", "skimage", "zarr"}
-COMMAND_FILES = ("baselines/cli.py", "dataset_builder/cli.py", "em_bench_eval/cli.py", "em_bench_eval/cli_score.py")
+COMMAND_FILES = (
+    "baselines/cli.py",
+    "lpa/cli.py",
+    "dataset_builder/cli.py",
+    "em_bench_eval/cli.py",
+    "em_bench_eval/cli_score.py",
+)
 
 
 def imports(path: Path, *, top_level_only: bool) -> set[str]:

@@ -1,0 +1,294 @@
+"""Opening chunked volumes lazily: zarr v2 and v3, OME-Zarr, N5; in a folder, over HTTP or on S3.
+
+The one place that tells formats apart and reads their attributes. Detection reads a few small files by name and lists
+nothing, because plain HTTP servers and many buckets cannot list.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from em_bench_eval.errors import InputError
+from em_bench_eval.schema import VoxelSize
+from lpa import spacing
+from lpa.spacing import Spacing
+
+EXPECTED = "a zarr (v2, v3), OME-Zarr (0.4, 0.5) or N5 array, or a group that declares multiscales"
+DRIVERS = {"zarr v3": "zarr3", "zarr v2": "zarr", "N5": "n5"}
+METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", "attributes.json")
+RETRIES = {"max_retries": 5, "initial_delay": "200ms", "max_delay": "5s"}  # the default keeps trying for minutes
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A lazily read volume; ``opened[z0:z1, y0:y1, x0:x1]`` reads a box as numpy."""
+
+    location: str  # what was asked for
+    format: str  # "zarr v3", "zarr v2" or "N5"
+    array: Any  # tensorstore.TensorStore, ordered (z, y, x)
+    voxel_size_nm: VoxelSize | None
+    translation_nm: tuple[float, float, float] | None  # position of the first voxel, (z, y, x)
+    attributes: Mapping[str, Any] = field(default_factory=dict)  # of the group, if a group was opened, and of the array
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Size in voxels, ``(z, y, x)``."""
+        z, y, x = self.array.shape
+        return z, y, x
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Element type."""
+        dtype: np.dtype[Any] = self.array.dtype.numpy_dtype
+        return dtype
+
+    @property
+    def chunk_shape(self) -> tuple[int, int, int]:
+        """Smallest box that is read as one, in voxels, ``(z, y, x)``."""
+        z, y, x = self.array.chunk_layout.read_chunk.shape
+        return z, y, x
+
+    def __getitem__(self, index: Any, /) -> npt.NDArray[Any]:
+        return np.asarray(self.array[index].read().result())
+
+
+@dataclass(frozen=True)
+class _Node:
+    """An array or a group, as its metadata files describe it."""
+
+    format: str
+    is_array: bool
+    attributes: Mapping[str, Any]
+    dimension_names: tuple[str, ...] = ()
+
+
+def open_volume(location: str | os.PathLike[str]) -> Opened:
+    """Open a volume for reading.
+
+    Args:
+        location: a local path, or a URL ``http://``, ``https://``, ``s3://bucket/key`` (anonymous; the environment
+            variable ``AWS_ENDPOINT_URL`` names another S3 server). An array, or a group that declares multiscales, of
+            which the finest level is opened.
+
+    Returns:
+        The volume, ordered ``(z, y, x)`` (N5 lists its axes the other way round); axes of time and channel are dropped
+        if they have length 1. ``voxel_size_nm`` is ``None`` where none with a unit is stated.
+
+    Raises:
+        InputError: nothing there, an unknown format, a group with no image in it, other than three axes.
+    """
+    url = os.fspath(location).rstrip("/")
+    node = _read_node(url)
+    if node is None:
+        raise InputError(
+            f"no volume at {url}",
+            found=_what_is_there(url),
+            expected=EXPECTED,
+            remedy="check the path; other formats (TIFF, HDF5, NIfTI) have to be converted first",
+        )
+    if node.is_array:
+        # the array of a pyramid's level: its group knows the spacing
+        above, _, name = url.rpartition("/")
+        group = _read_node(above) if above and not above.endswith(":/") else None
+        return _open_array(url, url, node, group, name)
+    path = _finest_level(url, node)
+    array = None if path is None else _read_node(f"{url}/{path}")
+    if path is None or array is None or not array.is_array:
+        raise InputError(
+            f"{url} is a {node.format} group without an image of its own",
+            found="no multiscales in its attributes" if path is None else f"no array at its finest level, {path}",
+            expected=EXPECTED,
+            remedy=_children(url) or "name the array inside it",
+        )
+    return _open_array(url, f"{url}/{path}", array, node, path)
+
+
+def _open_array(location: str, url: str, node: _Node, group: _Node | None, path: str) -> Opened:
+    import tensorstore as ts
+
+    spec = {"driver": DRIVERS[node.format], "kvstore": _kvstore(url)}
+    try:
+        array = ts.open(spec, read=True, context=_context()).result()
+    except ValueError as error:
+        raise InputError(
+            f"the {node.format} array {url} cannot be opened",
+            found=str(error).split(" [source locations")[0],
+            expected="valid metadata and a codec that tensorstore has",
+            remedy="convert it, for instance with zarr-python or z5py",
+        ) from error
+    if node.format == "N5":
+        array = array.T  # N5 lists the fastest axis first
+    stated = _spacing(node, group, path) or Spacing(())
+    axes = stated.axes if len(stated.axes) == array.rank else node.dimension_names
+    attributes = {**(group.attributes if group and location != url else {}), **node.attributes}
+    return Opened(
+        location,
+        node.format,
+        _spatial(array, axes, url),
+        stated.voxel_size_nm(),
+        stated.translation_nm(),
+        attributes,
+    )
+
+
+def _spatial(array: Any, axes: tuple[str, ...], url: str) -> Any:
+    """Order a tensorstore view ``(z, y, x)``; drop axes of length 1 that are not space."""
+    import tensorstore as ts
+
+    order = [axes.index(axis) for axis in "zyx"] if len(axes) == array.rank and set("zyx") <= set(axes) else []
+    if not order:  # names are missing: the last three axes
+        order = list(range(max(0, array.rank - 3), array.rank))
+    others = [axis for axis in range(array.rank) if axis not in order]
+    if len(order) != 3 or any(array.shape[axis] != 1 for axis in others):
+        raise InputError(
+            f"{url} is not one 3D volume",
+            found=f"shape {tuple(array.shape)}" + (f", axes {', '.join(axes)}" if axes else ""),
+            expected="three axes (z, y, x), and any others of length 1",
+            remedy="store one channel and one time point as an array of its own",
+        )
+    for axis in sorted(others, reverse=True):
+        array = array[ts.d[axis][array.domain[axis].inclusive_min]]
+    ranks = [sorted(order).index(axis) for axis in order]
+    array = array[ts.d[ranks].transpose[:]]
+    return array[ts.d[:].translate_to[0]]
+
+
+def _spacing(node: _Node, group: _Node | None, path: str) -> Spacing | None:
+    """Ask the pyramid that lists this array first, then the array, then its group."""
+    pyramid = spacing.multiscales(group.attributes) if group else None
+    if pyramid is not None:
+        for level, dataset in enumerate(pyramid["datasets"]):
+            if str(dataset.get("path", "")).strip("/") == path:
+                return spacing.of_multiscales(pyramid, level)
+    own = spacing.of_attributes(node.attributes, node.format == "N5")
+    if own is None and group is not None and path in ("s0", "0"):
+        return spacing.of_attributes(group.attributes, group.format == "N5")
+    return own
+
+
+def _finest_level(url: str, node: _Node) -> str | None:
+    pyramid = spacing.multiscales(node.attributes)
+    if pyramid is not None:
+        return str(pyramid["datasets"][0].get("path", "")).strip("/")
+    # Paintera and n5-viewer name the levels s0, s1, ... and may declare nothing
+    if node.format == "N5" and (first := _read_node(f"{url}/s0")) is not None and first.is_array:
+        return "s0"
+    return None
+
+
+@lru_cache(maxsize=1)
+def _context() -> Any:
+    import tensorstore as ts
+
+    return ts.Context({"http_request_retries": RETRIES, "s3_request_retries": RETRIES})
+
+
+def _file(url: str) -> dict[str, object]:
+    return {"driver": "file", "path": str(Path(url.removeprefix("file://")).absolute()) + "/"}
+
+
+def _http(url: str) -> dict[str, object]:
+    return {"driver": "http", "base_url": url + "/"}
+
+
+def _s3(url: str) -> dict[str, object]:
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    spec: dict[str, object] = {"driver": "s3", "bucket": bucket, "path": key + "/" if key else ""}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        spec |= {"endpoint": endpoint, "aws_region": os.environ.get("AWS_REGION", "us-east-1")}
+    return {**spec, "aws_credentials": {"type": "anonymous"}}
+
+
+SCHEMES: Mapping[str, Callable[[str], dict[str, object]]] = {"file": _file, "http": _http, "https": _http, "s3": _s3}
+
+
+def is_remote(location: str | os.PathLike[str]) -> bool:
+    """True for a URL of another machine."""
+    scheme, separator, _ = os.fspath(location).partition("://")
+    return bool(separator) and scheme != "file"
+
+
+def _kvstore(url: str) -> dict[str, object]:
+    scheme, separator, _ = url.partition("://")
+    if separator and scheme not in SCHEMES:
+        raise InputError(
+            f"cannot open {url}",
+            found=f"a URL that begins with {scheme}://",
+            expected=f"a local path, or {', '.join(f'{name}://' for name in SCHEMES)}",
+        )
+    return SCHEMES[scheme if separator else "file"](url)
+
+
+def _read_node(url: str) -> _Node | None:
+    """Read the metadata files of one array or group; ``None`` if there is none."""
+    import tensorstore as ts
+
+    spec = _kvstore(url)
+    if spec["driver"] == "file" and not os.path.isdir(str(spec["path"])):
+        return None
+    store = ts.KvStore.open(spec, context=_context()).result()
+    pending = {name: store.read(name) for name in METADATA}
+    found: dict[str, dict[str, Any]] = {}
+    failure: Exception | None = None
+    for name, read in pending.items():
+        try:
+            answer = read.result()
+            if answer.state == "value":
+                found[name] = json.loads(answer.value)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{url}/{name} cannot be read", found=str(error), expected="a JSON document") from error
+        except ValueError as error:  # a bucket that may not be listed denies what does not exist
+            failure = error
+    if not found and failure is not None:
+        raise InputError(
+            f"{url} cannot be reached",
+            found=str(failure).split(" [source locations")[0],
+            expected="a server that answers without a login",
+            remedy="check the address and the network",
+        ) from failure
+    return _interpret(found)
+
+
+def _interpret(found: Mapping[str, Any]) -> _Node | None:
+    if "zarr.json" in found:
+        metadata = found["zarr.json"]
+        names = tuple(str(name or "").lower() for name in metadata.get("dimension_names") or ())
+        return _Node("zarr v3", metadata.get("node_type") == "array", metadata.get("attributes", {}), names)
+    if {".zarray", ".zgroup", ".zattrs"} & set(found):
+        return _Node("zarr v2", ".zarray" in found, found.get(".zattrs", {}))
+    if "attributes.json" in found:
+        attributes = found["attributes.json"]
+        return _Node("N5", {"dimensions", "dataType"} <= set(attributes), attributes)
+    return None
+
+
+def _what_is_there(url: str) -> str:
+    if is_remote(url):
+        return f"none of {', '.join(METADATA)}"
+    path = Path(url.removeprefix("file://"))
+    if path.is_file():
+        return "a file"
+    if not path.exists():
+        return "no such file or folder"
+    inside = sorted(child.name for child in path.iterdir())
+    return f"a folder with {', '.join(inside[:8])}{', ...' if len(inside) > 8 else ''}" if inside else "an empty folder"
+
+
+def _children(url: str) -> str | None:
+    """Name what can be opened below a local group."""
+    if is_remote(url):
+        return None
+    path = Path(url.removeprefix("file://"))
+    names = sorted(child.parent.relative_to(path).as_posix() for name in METADATA for child in path.glob(f"*/{name}"))
+    unique = list(dict.fromkeys(names))
+    return f"name one inside it: {', '.join(f'{url}/{name}' for name in unique[:8])}" if unique else None
