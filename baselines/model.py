@@ -20,7 +20,6 @@ from em_bench_eval.errors import unknown_name
 from em_bench_eval.schema import ORGANELLES, TARGET_PIXEL_SIZE_NM
 
 PACKAGE = "baselines.models"
-DISTANCE = "distance:"  # prefix of a map's name: inner distance of an organelle, as opposed to its probability
 
 
 class Batch(TypedDict):

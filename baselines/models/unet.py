@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from baselines.decode import DISTANCE
 from baselines.losses import distance_loss, partial_cross_entropy, soft_dice_loss
-from baselines.model import DISTANCE, Baseline, BaselineConfig, Batch, Model, Preset, normalised_map
+from baselines.model import Baseline, BaselineConfig, Batch, Model, Preset, normalised_map
 from baselines.recipe import Recipe
 
 
