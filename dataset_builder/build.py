@@ -30,6 +30,7 @@ from dataset_builder.stats import FORMAT, Stats
 from dataset_builder.volumes import volume_features, volume_row, write_volume
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import Record, Volume
+from lpa.plan import replace_folder
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _complete_or_nothing(out: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        _replace(partial, out)
+        replace_folder(partial, out)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -178,19 +179,6 @@ def _complete_or_nothing(out: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _replace(partial: Path, out: Path) -> None:
-    old = partial.with_name(partial.name + ".old")
-    if out.exists():
-        out.rename(old)
-    try:
-        partial.rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _is_running(pid: str) -> bool:

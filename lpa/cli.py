@@ -108,6 +108,8 @@ def _review(arguments: argparse.Namespace, voxel_size: VoxelSize | None) -> None
         replace_labels(Path(arguments.destination), labelled, arguments.split)
         cut = sum(decision.is_split for decision in labelled.decisions)
         print(f"split: {cut} of {before} instances cut, {len(labelled.organelle_of)} now")
+    if not (arguments.certificate or arguments.preview):
+        return  # judging takes longer than labelling
     filled = Path(arguments.certificate or ".") / "audit.csv"
     certificate = certify(
         labelled.instances,

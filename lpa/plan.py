@@ -176,3 +176,17 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.tmp{path.suffix}")  # unique on all machines
     write(temporary)
     os.replace(temporary, path)
+
+
+def replace_folder(complete: Path, target: Path) -> None:
+    """Give a complete folder the name ``target``; what had that name goes once the new one is there, and not before."""
+    old = complete.with_name(complete.name + ".old")
+    if target.exists():
+        target.rename(old)
+    try:
+        complete.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -21,6 +21,7 @@ from em_bench_eval.errors import InputError
 from em_bench_eval.schema import ORGANELLES, Organelle, VoxelSize
 from lpa.extents import extents
 from lpa.ome_zarr import create_labels
+from lpa.plan import replace_folder
 from lpa.split import DEFAULT_RULES, SHEETS, SplitDecision, split
 from lpa.split_rules import SplitRule
 from lpa.volume_io import open_volume
@@ -111,9 +112,6 @@ def replace_labels(destination: Path, labelled: Labelled, rules: str) -> None:
             attributes={"lpa": about},
         )
         array.write(labelled.instances).result()
-        old = partial.with_name(partial.name + ".old")
-        destination.rename(old)
-        partial.rename(destination)
-        shutil.rmtree(old)
+        replace_folder(partial, destination)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
