@@ -65,7 +65,7 @@ def prepare(size: int, folder: Path) -> Path:
     """Write the five classes once; above 512, the periodic 512^3 volume side by side."""
     import tensorstore as ts
 
-    from lpa.volume_io import open_volume
+    from em_bench_eval.volume_io import open_volume
 
     path = folder / f"five-{size}.zarr"
     if not path.exists():
@@ -100,9 +100,9 @@ def read_and_write(source: Path, destination: Path, workers: int) -> Run:
     """Read the source twice and write its labels once, block by block, on as many threads."""
     import tensorstore as ts
 
+    from em_bench_eval.volume_io import open_volume
     from lpa.plan import Plan
     from lpa.scheduler import open_pool
-    from lpa.volume_io import open_volume
 
     labels = open_volume(source.with_suffix(".labels"))[:]
     plan = Plan(str(source), labels.shape, "uint8", str(destination), (BLOCK,) * 3, 26, "min_index")
@@ -195,7 +195,7 @@ def label_with_dask_image(source: Path, destination: Path, workers: int) -> Run:
     from dask_image.ndmeasure import label
     from scipy import ndimage
 
-    from lpa.volume_io import open_volume
+    from em_bench_eval.volume_io import open_volume
 
     semantic = open_volume(source)[:]
 
@@ -255,9 +255,9 @@ def measure_apart(method: str, source: Path, workers: int) -> dict[str, float]:
 
 def make_reference(source: Path, in_memory: bool) -> dict[str, float]:
     """Keep the labels for the floor, compare them with lpa.label, and measure what the join needs."""
+    from em_bench_eval.volume_io import open_volume
     from lpa import blockwise
     from lpa.label import label
-    from lpa.volume_io import open_volume
 
     seen: dict[str, float] = {}
     publish = blockwise._publish

@@ -5,6 +5,7 @@
 ``lpa.clean`` tidies up, ``lpa.measure`` makes one table row per instance.
 """
 
+from em_bench_eval.volume_io import open_volume
 from lpa.blockwise import label_zarr
 from lpa.clean import clean
 from lpa.connectivity import DEFAULT_CONNECTIVITY
@@ -14,7 +15,6 @@ from lpa.propagate import propagate
 from lpa.propagate_torch import propagate_torch
 from lpa.split import DEFAULT_RULES, SHEETS, SplitDecision, split
 from lpa.split_rules import NeckRule, SheetRule
-from lpa.volume_io import open_volume
 
 __all__ = [
     "DEFAULT_CONNECTIVITY",

@@ -28,13 +28,13 @@ from tqdm import tqdm
 
 from em_bench_eval.errors import InputError, unknown_name
 from em_bench_eval.schema import Organelle
+from em_bench_eval.volume_io import Opened, is_remote, open_volume
 from lpa.block import Connectivity, connectivity_of
 from lpa.jobs import Job, find_components, write_labels
 from lpa.merge import merge
 from lpa.ome_zarr import LABEL_ARRAY, create_labels
 from lpa.plan import Index, Journal, Plan, Shape, work_folder
 from lpa.scheduler import Pool, open_pool
-from lpa.volume_io import Opened, is_remote, open_volume
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ def label_zarr(
     destination gets its name when it is complete.
 
     Args:
-        source: anything that ``lpa.volume_io.open_volume`` opens; integers or booleans, 0 = background.
+        source: anything that ``em_bench_eval.volume_io.open_volume`` opens; integers or booleans, 0 = background.
         destination: the local OME-Zarr 0.5 group to make, with one sharded zarr v3 array ``s0``.
         block_shape: ``(z, y, x)`` voxels; one block is one shard of the result. By default about 256 a side, whole
             chunks of the source. The result does not depend on it.

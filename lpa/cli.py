@@ -95,10 +95,10 @@ def label(argv: Sequence[str]) -> int:
 
 def _review(arguments: argparse.Namespace, voxel_size: VoxelSize | None) -> None:
     """Split, certify and preview, as asked for."""
+    from em_bench_eval.volume_io import open_volume
     from lpa.certificate import certify, write_certificate
     from lpa.preview import write_preview
     from lpa.review import read_labelled, replace_labels, split_labelled
-    from lpa.volume_io import open_volume
 
     image = None if arguments.image is None else open_volume(arguments.image)
     labelled = read_labelled(arguments.source, arguments.destination, voxel_size)

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from em_bench_eval.errors import InputError
+from em_bench_eval.volume_io import Opened, open_volume
 from lpa.block import FACES, Block
 from lpa.ome_zarr import LABEL_ARRAY, full_disk_is_os_error
 from lpa.plan import Index, Plan, write_whole
-from lpa.volume_io import Opened, open_volume
 
 
 class Job(NamedTuple):

@@ -19,12 +19,12 @@ import numpy.typing as npt
 
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import ORGANELLES, Organelle, VoxelSize
+from em_bench_eval.volume_io import open_volume
 from lpa.extents import extents
 from lpa.ome_zarr import create_labels
 from lpa.plan import replace_folder
 from lpa.split import DEFAULT_RULES, SHEETS, SplitDecision, split
 from lpa.split_rules import SplitRule
-from lpa.volume_io import open_volume
 
 LARGEST = 2**30  # voxels; measuring takes about 30 bytes for each
 CHUNK, SHARD = 64, 256  # voxels a side

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import VoxelSize
+from em_bench_eval.volume_io import open_volume
 from lpa import blockwise, jobs
 from lpa.block import FACES, Block
 from lpa.blockwise import LabelReport, chunk_edge, default_block_shape, label_zarr
@@ -30,7 +31,6 @@ from lpa.faces import FORWARD
 from lpa.label import label
 from lpa.ome_zarr import create_labels
 from lpa.plan import Plan
-from lpa.volume_io import open_volume
 
 NM = (30.0, 8.0, 8.0)
 CONNECTIVITIES: list[Any] = [6, 18, 26, {"mito": 6, "nucleus": 18, "er": 26, "endo": 18, "golgi": 6}]

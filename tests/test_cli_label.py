@@ -10,10 +10,10 @@ import pytest
 
 from em_bench_eval.cli import main
 from em_bench_eval.errors import InputError
+from em_bench_eval.volume_io import open_volume
 from lpa.cli import parse_block, parse_connectivity
 from lpa.label import label
 from lpa.ome_zarr import create_labels
-from lpa.volume_io import open_volume
 
 SEMANTIC = np.random.default_rng(0).integers(0, 6, (12, 13, 14)).astype(np.uint8)
 

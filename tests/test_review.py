@@ -12,8 +12,8 @@ import pytest
 import lpa
 from em_bench_eval.cli import main
 from em_bench_eval.schema import Organelle
+from em_bench_eval.volume_io import open_volume
 from lpa.ome_zarr import create_labels
-from lpa.volume_io import open_volume
 
 VOXEL_NM = (16.0, 16.0, 16.0)
 

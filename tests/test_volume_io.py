@@ -16,8 +16,8 @@ import tensorstore as ts
 
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import VoxelSize
+from em_bench_eval.volume_io import open_volume
 from lpa.ome_zarr import array_metadata, create_labels, write_group
-from lpa.volume_io import open_volume
 
 SHAPE = (5, 6, 7)
 VOXELS = np.arange(5 * 6 * 7, dtype=np.uint16).reshape(SHAPE)

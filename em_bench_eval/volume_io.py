@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from em_bench_eval import spacing
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import VoxelSize
-from lpa import spacing
-from lpa.spacing import Spacing
+from em_bench_eval.spacing import Spacing
 
 EXPECTED = "a zarr (v2, v3), OME-Zarr (0.4, 0.5) or N5 array, or a group that declares multiscales"
 DRIVERS = {"zarr v3": "zarr3", "zarr v2": "zarr", "N5": "n5"}
