@@ -13,8 +13,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from em_bench_eval.scoring import Evaluation as Evaluation
-    from em_bench_eval.scoring import Settings as Settings
     from em_bench_eval.scoring import score as score
+    from em_bench_eval.settings import Settings as Settings
 
 _LAZY = {"score", "Evaluation", "Settings"}
 

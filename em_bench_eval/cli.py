@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("baselines.cli", "train", "train a baseline on a dataset folder or Hub dataset"),
     "predict": ("baselines.cli", "predict", "predict whole images: overlapping tiles, stitched, decoded to instances"),
     "score": ("em_bench_eval.cli_score", "score", "score predictions against the reference, per organelle"),
+    "explain": ("em_bench_eval.cli_explain", "explain", "say what a key of a score means"),
     "report": ("em_bench_eval.cli_report", "report", "write a leaderboard row and an HTML page with pictures"),
 }
 

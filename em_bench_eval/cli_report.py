@@ -65,7 +65,7 @@ def read_score(prediction: Path) -> dict[str, Any]:
     """Read ``score.json`` of a prediction folder; raises ``InputError`` if it is missing, damaged or outdated."""
     from em_bench_eval.row import SCORE_FORMAT, check_values, read_json
     from em_bench_eval.rows import PREDICTIONS_FILE, read_prediction_info
-    from em_bench_eval.scoring import Settings
+    from em_bench_eval.settings import Settings
 
     info = read_prediction_info(prediction)
     path = prediction / SCORE_FILE
@@ -156,7 +156,7 @@ def _read_examples(
     from em_bench_eval.pictures import draw
     from em_bench_eval.report import Example
     from em_bench_eval.rows import decode_row, open_rows, read_predictions, row_id
-    from em_bench_eval.scoring import Settings
+    from em_bench_eval.settings import Settings
 
     dataset, per_image = score["dataset"], score["per_image"]
     rows = open_rows(reference, dataset["config"], dataset["split"])

@@ -8,16 +8,18 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from em_bench_eval.errors import InputError
 
 if TYPE_CHECKING:
-    from em_bench_eval.metrics import Value
+    from em_bench_eval.metric import Value
     from em_bench_eval.rows import LabelledImage
     from em_bench_eval.schema import Prediction
-    from em_bench_eval.scoring import Evaluation, Settings
+    from em_bench_eval.scoring import Evaluation
+    from em_bench_eval.settings import Settings
 
 SCORE_FORMAT = "em-organelle-wild score v1"
 SCORE_FILE = "score.json"
@@ -71,7 +73,7 @@ def score(argv: list[str]) -> int:
     """Run ``em-bench score``; see ``em-bench score --help``."""
     arguments = _parser().parse_args(argv)
     from em_bench_eval import rows
-    from em_bench_eval.scoring import Settings
+    from em_bench_eval.settings import Settings
 
     settings = Settings(min_size_nm=arguments.min_size_nm2, reference_ids=arguments.reference_ids)
     info = rows.read_prediction_info(arguments.prediction)
@@ -96,8 +98,8 @@ def score_folder(
     from tqdm import tqdm
 
     from em_bench_eval import rows
-    from em_bench_eval.metrics import METRIC_VERSION
     from em_bench_eval.scoring import Evaluation
+    from em_bench_eval.settings import METRIC_VERSION
 
     dataset = rows.open_rows(reference, config, split)
     index_of = _index_by_record(dataset)
@@ -126,7 +128,7 @@ def score_folder(
     return {
         "format": SCORE_FORMAT,
         "metric_version": METRIC_VERSION,
-        "settings": vars(settings),
+        "settings": asdict(settings),
         "settings_hash": settings.hash(),
         "prediction": dict(info),
         "dataset": {"path": reference, "config": config, "split": split},

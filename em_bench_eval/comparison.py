@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from em_bench_eval.colours import Rgb, instance_colours
+from em_bench_eval.judging import border_ids, judge
 from em_bench_eval.label_maps import connected_pieces
-from em_bench_eval.matching import best_matching, iou
 from em_bench_eval.overlap import OverlapTable, contingency
 from em_bench_eval.rows import LabelledImage
 from em_bench_eval.schema import Organelle, Prediction
-from em_bench_eval.scoring import Settings, judge
+from em_bench_eval.settings import Settings
 
 
 class Mark(str, Enum):
@@ -57,6 +57,7 @@ def compare(image: LabelledImage, prediction: Prediction, settings: Settings) ->
     """
     instances, organelle_of = _reference_instances(image, settings)
     table = contingency(instances, prediction.instances, image.ignore)
+    on_border = border_ids(instances)
     reference_marks = dict.fromkeys(organelle_of, Mark.UNJUDGED)
     prediction_marks = dict.fromkeys(prediction.organelle_of, Mark.UNJUDGED)
     counts: dict[Organelle, tuple[int, int, int]] = {}
@@ -69,14 +70,16 @@ def compare(image: LabelledImage, prediction: Prediction, settings: Settings) ->
         colour_index.update(_most_shared(part))
         if organelle not in image.annotated:
             continue
-        reference, predicted, matches = _judge(part, math.prod(image.pixel_size_nm), settings)
+        decision = judge(part, math.prod(image.pixel_size_nm), settings, on_border)
+        reference, predicted = decision.table.reference_ids.tolist(), decision.table.prediction_ids.tolist()
+        matches = zip(*decision.matched_ids().T.tolist(), decision.pair_iou[decision.matched].tolist(), strict=True)
         reference_marks.update(dict.fromkeys(reference, Mark.MISSED))
         prediction_marks.update(dict.fromkeys(predicted, Mark.UNMATCHED))
         for reference_id, predicted_id, overlap in matches:
             mark = Mark.HIT if overlap > settings.iou_threshold else Mark.WEAK
             reference_marks[reference_id] = prediction_marks[predicted_id] = mark
             colour_index[predicted_id] = reference_id
-        counts[organelle] = (len(reference), len(predicted), len(matches))
+        counts[organelle] = (len(reference), len(predicted), len(decision.matched))
     beyond = max(organelle_of, default=0)
     index_of = {id_: colour_index.get(id_, beyond + id_) for id_ in prediction.organelle_of}
     colours = instance_colours([*organelle_of, *index_of.values()])
@@ -100,26 +103,6 @@ def _reference_instances(
         return image.instances, image.organelle_of
     pieces, parents = connected_pieces(image.instances)
     return pieces, {piece + 1: image.organelle_of[int(parent)] for piece, parent in enumerate(parents)}
-
-
-def _judge(
-    table: OverlapTable, pixel_area_nm2: float, settings: Settings
-) -> tuple[list[int], list[int], list[tuple[int, int, float]]]:
-    """Judged reference ids, judged predicted ids, and matches (reference id, predicted id, IoU)."""
-    judged = judge(table, pixel_area_nm2, settings)
-    pair_iou = iou(
-        judged.pair_voxels,
-        judged.reference_voxels[judged.pair_reference],
-        judged.prediction_voxels[judged.pair_prediction],
-    )
-    chosen = best_matching(judged.pair_reference, judged.pair_prediction, pair_iou, judged.pair_voxels)
-    matches = zip(
-        judged.reference_ids[judged.pair_reference[chosen]].tolist(),
-        judged.prediction_ids[judged.pair_prediction[chosen]].tolist(),
-        pair_iou[chosen].tolist(),
-        strict=True,
-    )
-    return judged.reference_ids.tolist(), judged.prediction_ids.tolist(), list(matches)
 
 
 def _most_shared(table: OverlapTable) -> dict[int, int]:

@@ -5,8 +5,8 @@ needs to be installed. Hence the rules of this file (``tests/test_evaluate_modul
 travels is named here, siblings import each other relatively, and these lines carry no comments. The classes of the
 copies are not those of an installed ``em_bench_eval``: only arrays, strings, numbers and dicts cross over.
 
-Label maps are reduced to counts as they arrive. Counts are what enters the Arrow cache and what is gathered from the
-other processes; label maps never do.
+Label maps are reduced to additive statistics as they arrive. These are what enters the Arrow cache and what is gathered
+from the other processes; label maps never do.
 """
 
 from __future__ import annotations
@@ -17,14 +17,23 @@ from typing import Any
 import datasets
 import evaluate
 
+from .blocks import OpenItem
 from .errors import InputError
+from .judging import judge
 from .label_maps import organelle_name
-from .matching import best_matching as best_matching
-from .metrics import METRIC_VERSION, METRICS
-from .overlap import contingency as contingency
+from .matching import best_matching
+from .metric import Metric
+from .metrics import METRICS
+from .metrics_instance import METRICS as INSTANCE
+from .metrics_network import METRICS as NETWORK
+from .metrics_panoptic import METRICS as PANOPTIC
+from .metrics_semantic import METRICS as SEMANTIC
+from .overlap import contingency
+from .overlap_statistics import overlap_statistics
 from .rows import decode_png
 from .schema import ORGANELLES
-from .scoring import Evaluation, Settings
+from .scoring import Evaluation, row_columns
+from .settings import METRIC_VERSION, Settings
 
 _DESCRIPTION = (
     f"Instance segmentation of organelles in electron microscopy ({', '.join(ORGANELLES)}): exact, pooled over images, "
@@ -58,35 +67,18 @@ _CITATION = """\
 class EMBenchEval(evaluate.Metric):  # type: ignore[misc]  # evaluate has no type hints
     """Per-organelle instance metrics; ``evaluate.load`` takes the fields of ``scoring.Settings`` as keywords."""
 
-    def __init__(
-        self,
-        *args: Any,
-        min_size_nm: float = 0.0,
-        iou_threshold: float = 0.5,
-        reference_ids: Any = "volume",
-        **kwargs: Any,
-    ) -> None:
-        self._settings = Settings(min_size_nm, iou_threshold, reference_ids)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = {name: kwargs.pop(name) for name in list(kwargs) if name in Settings.__dataclass_fields__}
+        self._settings = Settings(**given)
         super().__init__(*args, **kwargs)
 
     def _info(self) -> Any:
-        text, number = datasets.Value("string"), datasets.Value("int64")
-        pairs = datasets.List(number)  # flattened rows of (intersection, reference, prediction) voxels
-        names = ("axes", "n_reference", "n_prediction", "reference_voxels", "prediction_voxels")
-        semantic = ("semantic_intersection", "semantic_reference", "semantic_prediction")
+        types = {str: "string", int: "int64", float: "float64"}
         return evaluate.MetricInfo(
             description=f"{_DESCRIPTION} Metric version {METRIC_VERSION}.",
             citation=_CITATION,
             inputs_description=_INPUTS,
-            features=datasets.Features(
-                {
-                    "organelle": text,
-                    "settings": text,
-                    **dict.fromkeys((*names, *semantic), number),
-                    "matched": pairs,
-                    "hits": pairs,
-                }
-            ),
+            features=datasets.Features({name: datasets.Value(types[kind]) for name, kind in row_columns().items()}),
         )
 
     def add(self, *, prediction: Any = None, reference: Any = None, ignore: Any = None, **kwargs: Any) -> None:
@@ -127,7 +119,7 @@ class EMBenchEval(evaluate.Metric):  # type: ignore[misc]  # evaluate has no typ
                 **_context(reference, voxel_size_nm, annotated, mask, organelle),
             )
         rows = evaluation.to_rows()
-        super().add_batch(**{name: [row[name] for row in rows] for name in self.features})
+        super().add_batch(**{name: [row.get(name) for row in rows] for name in self.features})
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
         """Count what is given, then compute every metric over all that was added; None but on process 0."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Value = float | int | None
-Statistics = Mapping[str, int | float]
+Statistics = Mapping[str, float]  # whole numbers are exact up to 2**53
 Family = Literal["instance", "panoptic", "network", "boundary", "semantic", "count"]
 Needs = Literal["overlap", "skeleton", "boundary"]
 

@@ -1,20 +1,20 @@
-"""Score label maps: reduce each image or volume to counts, pool the counts, compute the metrics once at the end."""
+"""Score label maps: reduce each image or volume to statistics, add them up, compute the metrics once at the end."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InputError, unknown_name
+from .blocks import OpenItem
+from .errors import InputError
+from .judging import Judged, border_ids, judge
 from .label_maps import (
     LabelMaps,
+    Side,
     by_piece,
     common_shape,
     is_among,
@@ -23,43 +23,14 @@ from .label_maps import (
     read_side,
     read_voxel_size,
 )
-from .matching import best_matching, iou
-from .metrics import METRIC_VERSION, Counts, Value, compute_all, pool
+from .metric import Statistics, Value
+from .metrics import compute_all, pool
 from .overlap import OverlapTable, contingency
+from .overlap_statistics import overlap_statistics
 from .schema import ORGANELLES
+from .settings import DEFAULT_SETTINGS, Settings
 
-REFERENCE_IDS = ("volume", "slice")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What changes the numbers; results are comparable only at equal ``hash()``.
-
-    ``min_size_nm``: reference and predicted instances smaller than this are not judged (nm^2 in images, nm^3 in
-    volumes; the part outside the ignored region counts). ``iou_threshold``: what makes a true positive in the
-    pq family, at least 0.5, so that true positives are unique. ``reference_ids``: "volume" takes reference ids as
-    published, where one instance may lie in several pieces of an image; "slice" gives every 8-connected piece of
-    the reference image its own id first.
-    """
-
-    min_size_nm: float = 0.0
-    iou_threshold: float = 0.5
-    reference_ids: Literal["volume", "slice"] = "volume"
-
-    def __post_init__(self) -> None:
-        if self.reference_ids not in REFERENCE_IDS:
-            raise unknown_name("setting of reference_ids", str(self.reference_ids), REFERENCE_IDS)
-        object.__setattr__(self, "min_size_nm", float(self.min_size_nm))
-        object.__setattr__(self, "iou_threshold", float(self.iou_threshold))
-        if not (math.isfinite(self.min_size_nm) and self.min_size_nm >= 0):
-            raise InputError("min_size_nm is out of range", found=self.min_size_nm, expected="a finite number >= 0")
-        if not 0.5 <= self.iou_threshold < 1:
-            raise InputError("iou_threshold is out of range", found=self.iou_threshold, expected="0.5 up to below 1")
-
-    def hash(self) -> str:
-        """Return 12 hexadecimal digits that identify these settings and the metric version."""
-        text = json.dumps({"metric_version": METRIC_VERSION, **asdict(self)}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+Item = tuple[str | None, dict[str, Statistics]]  # name, organelle -> statistics
 
 
 def score(
@@ -69,7 +40,7 @@ def score(
     voxel_size_nm: Sequence[float],
     annotated: Iterable[str] | None = None,
     ignore: npt.ArrayLike | None = None,
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULT_SETTINGS,
 ) -> dict[str, Value]:
     """Score one image or volume; see ``Evaluation.add`` for the arguments and ``metrics.METRICS`` for the keys."""
     evaluation = Evaluation(settings)
@@ -77,17 +48,27 @@ def score(
     return evaluation.compute()
 
 
-class Evaluation:
-    """Accumulates counts over images or volumes; label maps are let go at once.
+def row_columns() -> dict[str, type]:
+    """Name every column that ``Evaluation.to_rows`` may give, with its type."""
+    everything = Evaluation(Settings(skeleton=ORGANELLES, boundary=ORGANELLES))
+    one = {"er": np.ones((2, 2), np.uint8)}
+    everything.add(one, one, voxel_size_nm=(1.0, 1.0))
+    kinds: dict[str, type] = {"axes": int, "settings": str, "item": str, "organelle": str}
+    return {**kinds, **{name: kinds.get(name, float) for name in everything.to_rows()[0]}}
 
-    Counts are pooled: the result does not depend on the order of what was added, nor on how it was spread over
+
+class Evaluation:
+    """Accumulates statistics over images or volumes, or over blocks of volumes; label maps are let go at once.
+
+    The result does not depend on the order of what was added, nor on how it was cut into blocks or spread over
     evaluations that were merged later, to the last bit.
     """
 
-    def __init__(self, settings: Settings = Settings()) -> None:
+    def __init__(self, settings: Settings = DEFAULT_SETTINGS) -> None:
         self.settings = settings
         self._axes = 0  # 2: images, 3: volumes, 0: nothing added
-        self._counts: dict[str, list[Counts]] = {organelle: [] for organelle in ORGANELLES}
+        self._items: list[Item] = []
+        self._open: dict[str, OpenItem] = {}
 
     def add(
         self,
@@ -97,44 +78,73 @@ class Evaluation:
         voxel_size_nm: Sequence[float],
         annotated: Iterable[str] | None = None,
         ignore: npt.ArrayLike | None = None,
+        item: str | None = None,
     ) -> None:
-        """Count one image or volume.
+        """Count one whole image or volume.
 
-        ``prediction``, ``reference``: ``{organelle: label map}``, or a pair of one label map and ``{id: organelle}``;
-        integers, ``(y, x)`` or ``(z, y, x)``, 0 = background; an organelle that is left out has no instances.
-        ``voxel_size_nm``: ``(y, x)`` or ``(z, y, x)``. ``annotated``: organelles that the reference labels (default:
-        all five); the others are not judged at all. ``ignore``: mask of the same shape, True where nobody annotated:
-        such voxels count for nothing, and an instance with more than half of its voxels there is not judged.
-        Raises ``InputError`` and then has counted nothing.
+        Args:
+            prediction, reference: ``{organelle: label map}``, or a pair of one label map and ``{id: organelle}``;
+                integers, ``(y, x)`` or ``(z, y, x)``, 0 = background; an organelle that is left out has no instances.
+            voxel_size_nm: ``(y, x)`` or ``(z, y, x)``.
+            annotated: organelles that the reference labels (default: all five); the others are not judged at all.
+            ignore: mask of the same shape, True where nobody annotated: such voxels count for nothing, and an instance
+                with more than half of its voxels there is not judged.
+            item: a name; adding the same name twice is an error.
+
+        Raises:
+            InputError: unusable input; nothing was counted then.
         """
-        size = read_voxel_size(voxel_size_nm)
-        if self._axes not in (0, len(size)):
+        size, sides, mask, judged = self._read(prediction, reference, voxel_size_nm, annotated, ignore)
+        self._refuse_name(item, open_too=True)
+        voxel_nm = math.prod(size)
+        statistics: dict[str, Statistics] = {}
+        for organelle, (table, maps) in self._tables(sides, mask, judged).items():
+            on_border = border_ids(maps[0]) if self.settings.border == "ignore" else np.zeros(0, np.uint64)
+            decision = judge(table, voxel_nm, self.settings, on_border)
+            statistics[organelle] = {
+                **overlap_statistics(table, decision, voxel_nm, len(size)),
+                **self._shapes(organelle, table, decision, maps, size, mask),
+            }
+        self._items.append((item, statistics))
+        self._axes = len(size)
+
+    def add_block(
+        self,
+        item: str,
+        prediction: LabelMaps,
+        reference: LabelMaps,
+        *,
+        start: Sequence[int],
+        shape: Sequence[int],
+        voxel_size_nm: Sequence[float],
+        annotated: Iterable[str] | None = None,
+        ignore: npt.ArrayLike | None = None,
+    ) -> None:
+        """Count one block of the item (a volume or an image) called ``item``; its blocks may come in any order.
+
+        ``start`` is the block's first voxel and ``shape`` the size of the whole item, in voxels; all other arguments
+        are those of ``add``. Blocks must not overlap, and ids mean the same instance in every block. Only overlaps are
+        counted: skeletons, surfaces and ``reference_ids="slice"`` need whole items. Raises ``InputError``.
+        """
+        wanted = [name for name in ("skeleton", "boundary") if getattr(self.settings, name)]
+        wanted += ['reference_ids="slice"'] if self.settings.reference_ids == "slice" else []
+        if wanted:
             raise InputError(
-                "images and volumes cannot be pooled",
-                found=f"{len(size)}D after {self._axes}D",
-                expected="one evaluation for images, another for volumes",
+                f"{', '.join(wanted)} cannot be measured in blocks",
+                found=f"a block of {item} at {tuple(start)}",
+                expected="the whole item at once",
+                remedy="use Evaluation.add, or settings without them for volumes that do not fit into memory",
             )
-        judged = ORGANELLES if annotated is None else tuple(organelle_name(name) for name in annotated)
-        sides = {"prediction": read_side("prediction", prediction), "reference": read_side("reference", reference)}
-        mask = None if ignore is None else read_mask(ignore)
-        shape = common_shape(sides, mask, len(size))
-        if self.settings.reference_ids == "slice":
-            sides["reference"] = by_piece(sides["reference"], len(size))
-        tables: dict[tuple[int, int], OverlapTable] = {}  # one pass over the voxels per pair of arrays
-        nothing = np.broadcast_to(np.uint8(0), shape)
-        found: dict[str, Counts] = {}
-        for organelle in sorted(set(judged), key=ORGANELLES.index):
-            maps = [sides[name].get(organelle, (nothing, None)) for name in ("reference", "prediction")]
-            if maps[0][0] is nothing and maps[1][0] is nothing:
-                continue
-            key = (id(maps[0][0]), id(maps[1][0]))
-            if key not in tables:
-                tables[key] = contingency(maps[0][0], maps[1][0], mask)
-            table = tables[key]
-            table = table.select(is_among(table.reference_ids, maps[0][1]), is_among(table.prediction_ids, maps[1][1]))
-            found[organelle] = count(table, math.prod(size), self.settings)
-        for organelle, counts in found.items():
-            self._counts[organelle].append(counts)
+        size, sides, mask, judged = self._read(prediction, reference, voxel_size_nm, annotated, ignore)
+        self._refuse_name(item, open_too=False)
+        opened = self._open.get(item) or OpenItem(item, size, tuple(map(int, shape)), judged)
+        tables = {}
+        for organelle, (table, maps) in self._tables(sides, mask, judged).items():
+            on_border = border_ids(maps[0], tuple(map(int, start)), opened.shape)
+            tables[organelle] = (table, on_border)
+        block_shape = common_shape(sides, mask, len(size))
+        opened.add(tables, tuple(map(int, start)), block_shape, size, tuple(map(int, shape)), judged)
+        self._open[item] = opened
         self._axes = len(size)
 
     def merge(self, other: Evaluation) -> None:
@@ -145,76 +155,115 @@ class Evaluation:
                 found=f"{other.settings}, {other._axes}D",
                 expected=f"{self.settings}, {self._axes}D",
             )
+        for name, _ in other._items:
+            self._refuse_name(name, open_too=True)
+        for name in other._open:
+            self._refuse_name(name, open_too=False)
         self._axes = self._axes or other._axes
-        for organelle, parts in other._counts.items():
-            self._counts[organelle].extend(parts)
+        self._items.extend(other._items)
+        for name, opened in other._open.items():
+            mine = self._open.setdefault(name, opened.empty_copy())
+            mine.merge(opened)
+
+    def items(self) -> list[Item]:
+        """Return the statistics of every item; those of items in blocks are computed from the blocks seen so far."""
+        closed = [(opened.name, opened.statistics(self.settings)) for opened in self._open.values()]
+        return [*self._items, *closed]
 
     def compute(self) -> dict[str, Value]:
-        """Return every key of every organelle, and the macro means; undefined values are None."""
-        return compute_all({organelle: pool(parts) for organelle, parts in self._counts.items()})
+        """Return every key of every organelle, and the macro means; undefined values are None.
+
+        Raises ``InputError`` if an item that came in blocks is not complete.
+        """
+        items = self.items()
+        pooled = {name: pool([of[name] for _, of in items if name in of]) for name in ORGANELLES}
+        return compute_all(pooled, self.settings)
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """Return the counts as plain rows, one per item and organelle, to send to another process."""
-        rows = []
-        for organelle, parts in self._counts.items():
-            for part in parts:
-                values = {**vars(part), "matched": part.matched.ravel().tolist(), "hits": part.hits.ravel().tolist()}
-                rows.append({"organelle": organelle, "axes": self._axes, "settings": self.settings.hash(), **values})
-        return rows
+        """Return the statistics as plain rows, one per item and organelle, to send to another process."""
+        head = {"axes": self._axes, "settings": self.settings.hash()}
+        return [
+            {**head, "item": name or "", "organelle": organelle, **statistics}
+            for name, of in self.items()
+            for organelle, statistics in of.items()
+        ]
 
     def add_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Take over rows of ``to_rows``; they must come from an evaluation with the same settings."""
         for row in rows:
             if row["settings"] != self.settings.hash():
                 raise InputError(
-                    "counts of different settings cannot be pooled",
+                    "statistics of different settings cannot be pooled",
                     found=row["settings"],
                     expected=self.settings.hash(),
                 )
-            values = {name: row[name] for name in Counts.__dataclass_fields__}
-            for name in ("matched", "hits"):
-                values[name] = np.array(values[name], np.int64).reshape(-1, 3)
+            statistics = {
+                name: value
+                for name, value in row.items()
+                if name not in ("axes", "settings", "item", "organelle") and value is not None
+            }
             other = Evaluation(self.settings)
             other._axes = int(row["axes"])
-            other._counts[row["organelle"]].append(Counts(**values))
+            other._items.append((None, {row["organelle"]: statistics}))
             self.merge(other)
 
+    def _read(
+        self,
+        prediction: LabelMaps,
+        reference: LabelMaps,
+        voxel_size_nm: Sequence[float],
+        annotated: Iterable[str] | None,
+        ignore: npt.ArrayLike | None,
+    ) -> tuple[tuple[float, ...], dict[str, Side], npt.NDArray[np.bool_] | None, tuple[str, ...]]:
+        """Check the arguments of ``add`` and bring them to one form."""
+        size = read_voxel_size(voxel_size_nm)
+        if self._axes not in (0, len(size)):
+            raise InputError(
+                "images and volumes cannot be pooled",
+                found=f"{len(size)}D after {self._axes}D",
+                expected="one evaluation for images, another for volumes",
+            )
+        names = ORGANELLES if annotated is None else {organelle_name(name) for name in annotated}
+        sides = {"prediction": read_side("prediction", prediction), "reference": read_side("reference", reference)}
+        mask = None if ignore is None else read_mask(ignore)
+        common_shape(sides, mask, len(size))
+        if self.settings.reference_ids == "slice":
+            sides["reference"] = by_piece(sides["reference"], len(size))
+        return size, sides, mask, tuple(name for name in ORGANELLES if name in names)
 
-def judge(table: OverlapTable, voxel_volume_nm: float, settings: Settings) -> OverlapTable:
-    """Drop the instances that are not judged: those mostly in the ignored region, and those below the minimum size."""
-    keep_reference = 2 * table.reference_ignored <= table.reference_voxels + table.reference_ignored
-    # What is visible of a reference instance that is mostly ignored is ignored too, so that a model which segments
-    # that part is not charged with a false positive.
-    hidden = np.zeros(len(table.prediction_ids), np.int64)
-    unjudged = ~keep_reference[table.pair_reference]
-    np.add.at(hidden, table.pair_prediction[unjudged], table.pair_voxels[unjudged])
-    table = replace(
-        table,
-        prediction_voxels=table.prediction_voxels - hidden,
-        prediction_ignored=table.prediction_ignored + hidden,
-    )
-    keep_prediction = 2 * table.prediction_ignored <= table.prediction_voxels + table.prediction_ignored
-    keep_reference &= table.reference_voxels * voxel_volume_nm >= settings.min_size_nm
-    keep_prediction &= table.prediction_voxels * voxel_volume_nm >= settings.min_size_nm
-    return table.select(keep_reference, keep_prediction)
+    def _tables(
+        self, sides: Mapping[str, Side], mask: npt.NDArray[np.bool_] | None, judged: Iterable[str]
+    ) -> dict[str, tuple[OverlapTable, tuple[npt.NDArray[Any], npt.NDArray[Any]]]]:
+        """Count overlaps of every judged organelle with a label map: one pass over the voxels per pair of arrays."""
+        shape = next((labels.shape for side in sides.values() for labels, _ in side.values()), ())
+        nothing = np.broadcast_to(np.uint8(0), shape)
+        tables: dict[tuple[int, int], OverlapTable] = {}
+        found = {}
+        for organelle in judged:
+            maps = [sides[name].get(organelle, (nothing, None)) for name in ("reference", "prediction")]
+            if maps[0][0] is nothing and maps[1][0] is nothing:
+                continue
+            key = (id(maps[0][0]), id(maps[1][0]))
+            if key not in tables:
+                tables[key] = contingency(maps[0][0], maps[1][0], mask)
+            whole = tables[key]
+            table = whole.select(is_among(whole.reference_ids, maps[0][1]), is_among(whole.prediction_ids, maps[1][1]))
+            found[organelle] = (table, (maps[0][0], maps[1][0]))
+        return found
 
+    def _shapes(
+        self,
+        organelle: str,
+        table: OverlapTable,
+        decision: Judged,
+        maps: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+        size: tuple[float, ...],
+        mask: npt.NDArray[np.bool_] | None,
+    ) -> Statistics:
+        """Measure skeletons and surfaces, if the settings ask for them."""
+        return {}
 
-def count(table: OverlapTable, voxel_volume_nm: float, settings: Settings) -> Counts:
-    """Reduce the overlap table of one organelle in one image or volume to its counts."""
-    judged = judge(table, voxel_volume_nm, settings)
-    reference = judged.reference_voxels[judged.pair_reference]
-    prediction = judged.prediction_voxels[judged.pair_prediction]
-    pairs = np.stack([judged.pair_voxels, reference, prediction], axis=1)
-    pair_iou = iou(judged.pair_voxels, reference, prediction)
-    chosen = best_matching(judged.pair_reference, judged.pair_prediction, pair_iou, judged.pair_voxels)
-    return Counts(
-        n_reference=len(judged.reference_ids),
-        n_prediction=len(judged.prediction_ids),
-        reference_voxels=int(judged.reference_voxels.sum()),
-        prediction_voxels=int(judged.prediction_voxels.sum()),
-        semantic_intersection=int(table.pair_voxels.sum()),
-        semantic_reference=int(table.reference_voxels.sum()),
-        semantic_prediction=int(table.prediction_voxels.sum()),
-        matched=pairs[chosen],
-        hits=pairs[pair_iou > settings.iou_threshold],
-    )
+    def _refuse_name(self, item: str | None, *, open_too: bool) -> None:
+        taken = any(name == item for name, _ in self._items) or (open_too and item in self._open)
+        if item is not None and taken:
+            raise InputError(f"{item} was added twice", expected="each item once", remedy="drop the duplicate")

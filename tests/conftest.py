@@ -19,7 +19,12 @@ os.environ.update(
 
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# tests judge results, not seconds: a busy machine must not fail them
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 PROJECT = Path(__file__).resolve().parent.parent
 

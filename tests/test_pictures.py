@@ -11,6 +11,7 @@ from PIL import Image
 
 from em_bench_eval.colours import instance_colours
 from em_bench_eval.comparison import Drawing, Mark, compare
+from em_bench_eval.judging import judge
 from em_bench_eval.overlap import contingency
 from em_bench_eval.pictures import (
     FAINT_ALPHA,
@@ -26,7 +27,8 @@ from em_bench_eval.pictures import (
 )
 from em_bench_eval.rows import LabelledImage
 from em_bench_eval.schema import Organelle, Prediction
-from em_bench_eval.scoring import Settings, count, score
+from em_bench_eval.scoring import score
+from em_bench_eval.settings import Settings
 
 MITO, NUCLEUS = Organelle.MITO, Organelle.NUCLEUS
 
@@ -169,8 +171,8 @@ def test_matching_reads_the_same_table_as_the_score():
     reference = np.kron(np.arange(1, 5).reshape(2, 2), np.ones((5, 5), int))
     prediction = np.roll(reference, 1, axis=0)
     table = contingency(reference, prediction)
-    counts = count(table, 25.0, Settings())
-    assert compare(labelled(reference), predicted(prediction), Settings()).counts[MITO][2] == len(counts.matched)
+    decision = judge(table, 25.0, Settings())
+    assert compare(labelled(reference), predicted(prediction), Settings()).counts[MITO][2] == len(decision.matched)
 
 
 # -- layers

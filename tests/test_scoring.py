@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 import em_bench_eval
 from em_bench_eval import Evaluation, Settings, score
 from em_bench_eval.errors import InputError
-from em_bench_eval.metrics import METRICS, Counts, compute_all, pool
+from em_bench_eval.metrics import METRICS, compute_all, measured, pool
 from em_bench_eval.schema import ORGANELLES, Organelle
 
 Labels = npt.NDArray[np.int64]
@@ -154,7 +154,7 @@ def test_every_value_is_in_range_and_iou_never_exceeds_dice(item: tuple[Labels, 
         assert value is None or (value >= 0 and math.isfinite(value))
         name = key.partition("/")[2]
         if name in METRICS and METRICS[name].family != "count":
-            assert value is None or value <= 1
+            assert value is None or value <= 1 or METRICS[name].range == "0.."
             twin_key = key.replace("iou", "dice")
             assert value is None or "iou" not in key or value <= result[twin_key]
 
@@ -172,8 +172,12 @@ def test_ids_are_names(item: tuple[Labels, Labels, Any], new_p: list[int], new_r
 def test_a_perfect_prediction_scores_one(item: tuple[Labels, Labels, Any]) -> None:
     labels = item[0]
     result = score({"mito": labels}, {"mito": labels}, voxel_size_nm=NM[:1] * labels.ndim)
-    expected = 1.0 if labels.any() else None
-    assert all(result[f"mito/{n}"] == expected for n, m in METRICS.items() if m.family != "count")
+    for name, metric in measured("mito", Settings()).items():
+        if metric.family != "count" and (metric.range, result[f"mito/{name}"]) != ("0..1", None):
+            best = {"higher": 1.0, "lower": 0.0}[metric.better]
+            assert result[f"mito/{name}"] == (best if labels.any() else None), name
+        if metric.family != "count" and not name.startswith("recall__"):
+            assert (result[f"mito/{name}"] is None) == (not labels.any()), name
 
 
 @given(items())
@@ -260,24 +264,29 @@ def test_what_cannot_be_pooled() -> None:
 
 def test_keys_of_a_result() -> None:
     result = score({}, {}, voxel_size_nm=NM)
-    macro = {f"macro/{name}" for name, metric in METRICS.items() if metric.family != "count"}
-    assert set(result) == {f"{o}/{name}" for o in ORGANELLES for name in METRICS} | macro | {"macro/n_organelles"}
+    given = measured("mito", Settings())
+    macro = {f"macro/{name}" for name, metric in given.items() if metric.family != "count"}
+    assert set(result) == {f"{o}/{name}" for o in ORGANELLES for name in given} | macro | {"macro/n_organelles"}
     assert all(type(value) is int for key, value in result.items() if "/n_" in key)
     json.dumps(result, allow_nan=False)
 
 
 def test_an_iou_above_its_dice_is_refused() -> None:
-    impossible = Counts(n_reference=1, n_prediction=1, matched=np.array([[-4, 2, 2]]))  # Dice -2, IoU -0.5
+    one = np.ones((2, 2), int)
+    evaluation = Evaluation()
+    evaluation.add({"mito": one}, {"mito": one}, voxel_size_nm=NM)
+    statistics = dict(evaluation.items()[0][1]["mito"])
     with pytest.raises(ArithmeticError, match="mito/iou__instance"):
-        compute_all({"mito": impossible})
+        compute_all({"mito": {**statistics, "matched_dice": 0.5, "matched_iou": 0.6}}, Settings())
 
 
 def test_every_metric_is_declared_in_words() -> None:
     for name, metric in METRICS.items():
-        assert metric.definition, name
-        assert metric.aggregation, name
+        for text in ("definition", "formula", "aggregation", "edge_cases", "reference"):
+            assert getattr(metric, text), f"{name}.{text}"
         assert metric.range.startswith("0"), name
-    assert pool([]).n_union == 0
+        assert (metric.better == "") == (metric.family == "count"), name
+    assert pool([]) == {}
 
 
 def test_settings_are_hashed_and_checked() -> None:
