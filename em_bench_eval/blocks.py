@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError
-from .judging import judge
+from .judging import Judged, judge
 from .metric import Statistics
 from .overlap import OverlapTable
 from .overlap_statistics import overlap_statistics
@@ -76,6 +76,14 @@ class OpenItem:
 
     def statistics(self, settings: Settings) -> dict[str, Statistics]:
         """Reduce the complete item; raises ``InputError`` if blocks are missing."""
+        voxel_nm, axes = math.prod(self.voxel_size_nm), len(self.voxel_size_nm)
+        return {
+            organelle: overlap_statistics(table, decision, voxel_nm, axes)
+            for organelle, (table, decision) in self.judged_tables(settings).items()
+        }
+
+    def judged_tables(self, settings: Settings) -> dict[str, tuple[OverlapTable, Judged]]:
+        """Join the tables of all blocks and judge; raises ``InputError`` if blocks are missing."""
         covered = sum(math.prod(block_shape) for _, block_shape in self._boxes)
         if covered != math.prod(self.shape):
             raise InputError(
@@ -84,13 +92,12 @@ class OpenItem:
                 expected="blocks that cover it",
                 remedy="add the missing blocks, or merge the evaluations that hold them, then compute",
             )
-        voxel_nm = math.prod(self.voxel_size_nm)
-        result: dict[str, Statistics] = {}
+        result = {}
         for organelle, tables in self._tables.items():
             table = _merged(tables)
             self._tables[organelle] = [table]
-            decision = judge(table, voxel_nm, settings, self._on_border[organelle])
-            result[organelle] = overlap_statistics(table, decision, voxel_nm, len(self.voxel_size_nm))
+            on_border = self._on_border[organelle]
+            result[organelle] = (table, judge(table, math.prod(self.voxel_size_nm), settings, on_border))
         return result
 
     def _check_same(self, voxel_size_nm: tuple[float, ...], shape: tuple[int, ...], judged: tuple[str, ...]) -> None:

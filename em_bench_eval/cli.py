@@ -13,11 +13,14 @@ from em_bench_eval.errors import InputError, did_you_mean
 # command -> (module, function, one line of help); other folders are named as strings only
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "sources": ("dataset_builder.cli", "sources", "list the data sources: licence, organelles, voxel size"),
+    "fetch": ("dataset_builder.cli_fetch", "fetch", "download a source: resumable, verified, several mirrors"),
+    "inspect": ("dataset_builder.cli_inspect", "inspect", "show what is in a file, folder or URL; draft a spec"),
     "build": ("dataset_builder.cli", "build", "build the benchmark dataset folder from one or more sources"),
     "label": ("lpa.cli", "label", "turn a semantic volume into instances, at any size"),
     "train": ("baselines.cli", "train", "train a baseline on a dataset folder or Hub dataset"),
     "predict": ("baselines.cli", "predict", "predict whole images: overlapping tiles, stitched, decoded to instances"),
     "score": ("em_bench_eval.cli_score", "score", "score predictions against the reference, per organelle"),
+    "table": ("em_bench_eval.cli_table", "table", "set scores in the layout of the paper, beside its rows"),
     "explain": ("em_bench_eval.cli_explain", "explain", "say what a key of a score means"),
     "report": ("em_bench_eval.cli_report", "report", "write a leaderboard row and an HTML page with pictures"),
 }

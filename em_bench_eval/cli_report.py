@@ -155,12 +155,12 @@ def _read_examples(
     from em_bench_eval.comparison import compare
     from em_bench_eval.pictures import draw
     from em_bench_eval.report import Example
-    from em_bench_eval.rows import decode_row, open_rows, read_predictions, row_id
+    from em_bench_eval.rows import ID_COLUMNS, decode_row, open_rows, read_predictions, row_id
     from em_bench_eval.settings import Settings
 
     dataset, per_image = score["dataset"], score["per_image"]
     rows = open_rows(reference, dataset["config"], dataset["split"])
-    light = rows.select_columns(["volume_id", "axis", "slice", "source", "domain"])
+    light = rows.select_columns([*(name for name in ID_COLUMNS if name in rows.column_names), "source", "domain"])
     place = {row_id(row): number for number, row in enumerate(light)}
     absent = sorted(record for record in per_image if record not in place)
     if absent:

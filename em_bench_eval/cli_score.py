@@ -1,4 +1,4 @@
-"""``em-bench score``: a prediction folder against the dataset it predicts."""
+"""``em-bench score``: predictions against the reference; a dataset's split, or one volume."""
 
 from __future__ import annotations
 
@@ -7,185 +7,209 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from em_bench_eval.errors import InputError
+from em_bench_eval.schema import ORGANELLES
 
 if TYPE_CHECKING:
-    from em_bench_eval.metric import Value
-    from em_bench_eval.rows import LabelledImage
-    from em_bench_eval.schema import Prediction
-    from em_bench_eval.scoring import Evaluation
     from em_bench_eval.settings import Settings
 
-SCORE_FORMAT = "em-organelle-wild score v1"
 SCORE_FILE = "score.json"
-_FAULTS_SHOWN = 10
+EPILOG = """examples:
+  em-bench score predictions/unet em-organelle-wild --config wild --split test
+      every image of a split, per organelle, pooled, for each domain
+  em-bench score mine.zarr em-organelle-wild/volumes/vnc_sstem-stack1.zarr --organelle mito
+  em-bench score result.nii.gz truth.tif --organelle er --full --voxel-size-nm 8,8,8
+      one volume; zarr (v2, v3, OME), N5, TIFF, NIfTI, HDF5, MRC, local or over HTTP and S3
+  em-bench score results/ truth/ --per-instance instances.parquet
+      folders with one label map per organelle, mito.nii.gz, er.nii.gz, ...
 
-# header -> metric name; the footnote of the table is made from the declarations of the same metrics
-_COLUMNS = {
-    "Dice inst": "dice__instance",
-    "IoU inst": "iou__instance",
-    "PQ": "pq",
-    "RQ": "rq",
-    "SQ": "sq",
-    "Dice sem": "semantic_dice",
-    "n ref": "n_reference",
-    "n pred": "n_prediction",
-}
-_PER_IMAGE = ("dice__instance", "n_reference", "n_prediction", "n_matched")
+em-bench explain lists every key of the result and says what it means.
+"""
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="em-bench score",
-        description="Score the predictions of one split against the reference, per organelle and per domain.",
-        epilog="example: em-bench score predictions/unet em-organelle-wild --config wild --split test",
+        description="Score predicted instances against the reference, per organelle.",
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("prediction", metavar="PRED", type=Path, help="folder written by `em-bench predict`")
-    parser.add_argument("reference", metavar="REF", help="dataset folder, or a dataset on the Hub")
-    parser.add_argument("--config", help="dataset configuration (default: the one that was predicted)")
-    parser.add_argument("--split", help="dataset split (default: the one that was predicted)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("prediction", metavar="PRED", help="folder written by `em-bench predict`, or a label volume")
+    add("reference", metavar="REF", help="dataset folder or dataset on the Hub, or a label volume")
+    rules = parser.add_argument_group("what counts")
+    rules.add_argument(
         "--reference-ids",
         choices=("volume", "slice"),
         default="volume",
         help="'volume': ids as published, one instance may have several pieces in an image; 'slice': each 8-connected "
         "piece of the reference image is an instance (default: %(default)s)",
     )
-    parser.add_argument(
+    rules.add_argument(
         "--min-size-nm2",
+        "--min-size-nm3",
+        dest="min_size_nm",
         type=float,
         default=0.0,
-        metavar="AREA",
-        help="do not judge reference or predicted instances smaller than this, in nm^2 (default: %(default)s)",
+        metavar="SIZE",
+        help="do not judge reference or predicted instances smaller than this: nm^2 in images, nm^3 in volumes "
+        "(default: %(default)s)",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help=f"where to write (default: PRED/{SCORE_FILE})")
-    parser.add_argument("--table", action="store_true", help="print a table for each source as well")
+    rules.add_argument(
+        "--border",
+        choices=("judge", "ignore"),
+        default="judge",
+        help="reference instances that the border cuts: judge them like others, or not at all (default: %(default)s)",
+    )
+    more = parser.add_argument_group("what is measured besides overlaps")
+    names = ", ".join(ORGANELLES)
+    more.add_argument("--skeleton", nargs="+", default=[], metavar="ORGANELLE", help=f"clDice, ERL, ... of {names}")
+    more.add_argument("--boundary", nargs="+", default=[], metavar="ORGANELLE", help="NSD, HD95, ... of these")
+    more.add_argument("--full", action="store_true", help="short for --skeleton er golgi --boundary with all five")
+    more.add_argument("--tolerance-nm", type=float, default=16.0, metavar="NM", help="of NSD (default: %(default)s)")
+    split = parser.add_argument_group("for a dataset")
+    split.add_argument("--config", help="dataset configuration (default: the one that was predicted)")
+    split.add_argument("--split", help="dataset split (default: the one that was predicted)")
+    volume = parser.add_argument_group("for a volume")
+    volume.add_argument("--organelle", help="what both label maps hold, where they do not say it themselves")
+    volume.add_argument("--voxel-size-nm", metavar="Z,Y,X", help="where no file states it")
+    volume.add_argument("--ignore", metavar="PATH", help="volume that is not 0 where nobody annotated")
+    out = parser.add_argument_group("output")
+    out.add_argument(
+        "--out", type=Path, metavar="FILE.json", help=f"where to write (default: PRED/{SCORE_FILE}; volumes: nowhere)"
+    )
+    out.add_argument("--json", action="store_true", help="print the result as JSON instead of tables")
+    out.add_argument("--table", action="store_true", help="print a table for each source as well")
+    out.add_argument("--per-instance", type=Path, metavar="FILE.parquet", help="write a row for every instance")
     return parser
 
 
 def score(argv: list[str]) -> int:
     """Run ``em-bench score``; see ``em-bench score --help``."""
     arguments = _parser().parse_args(argv)
-    from em_bench_eval import rows
-    from em_bench_eval.settings import Settings
+    from em_bench_eval.rows import PREDICTION_INFO_FILE
+    from em_bench_eval.settings import NETWORKS, Settings
 
-    settings = Settings(min_size_nm=arguments.min_size_nm2, reference_ids=arguments.reference_ids)
-    info = rows.read_prediction_info(arguments.prediction)
+    settings = Settings(
+        min_size_nm=arguments.min_size_nm,
+        reference_ids=arguments.reference_ids,
+        border=arguments.border,
+        tolerance_nm=arguments.tolerance_nm,
+        skeleton=NETWORKS if arguments.full else tuple(arguments.skeleton),
+        boundary=ORGANELLES if arguments.full else tuple(arguments.boundary),
+    )
+    if Path(arguments.prediction, PREDICTION_INFO_FILE).is_file() or not _is_volume(arguments):
+        return _score_dataset(arguments, settings)
+    return _score_volume(arguments, settings)
+
+
+def _is_volume(arguments: argparse.Namespace) -> bool:
+    """A volume unless PRED is a folder that looks like one of predictions, or REF like a dataset."""
+    prediction, reference = Path(arguments.prediction), Path(arguments.reference)
+    if arguments.organelle:
+        return True
+    dataset = (reference / "data").is_dir() or (reference / "README.md").is_file()
+    parquet = prediction.is_dir() and any(prediction.glob("*.parquet"))
+    return not dataset and not parquet and (prediction.exists() or "://" in arguments.prediction)
+
+
+def _score_dataset(arguments: argparse.Namespace, settings: Settings) -> int:
+    from em_bench_eval import rows
+    from em_bench_eval.score_dataset import score_folder
+    from em_bench_eval.score_tables import format_tables
+
+    prediction = Path(arguments.prediction)
+    info = rows.read_prediction_info(prediction)
     config = arguments.config or info.get("config", "wild")
     split = arguments.split or info.get("split", "test")
-    result = score_folder(arguments.prediction, arguments.reference, config, split, settings, info)
-    out = arguments.out or arguments.prediction / SCORE_FILE
+    result, instances = score_folder(
+        prediction,
+        arguments.reference,
+        config,
+        split,
+        settings,
+        info,
+        keep_instances=arguments.per_instance is not None,
+    )
+    _write_instances(arguments.per_instance, instances)
+    out = arguments.out or prediction / SCORE_FILE
     write_json(out, result)
-    print(format_tables(result, by_source=arguments.table))
+    print(_as_json(result) if arguments.json else format_tables(result, by_source=arguments.table))
     print(f"wrote {out}", file=sys.stderr)
     return 0
 
 
-def score_folder(
-    prediction: Path, reference: str, config: str, split: str, settings: Settings, info: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Score every image of a prediction folder; returns what ``score.json`` holds.
-
-    Images are read once, in the order of the predictions; only counts are kept. All faults (missing or unexpected
-    images, another shape, ids without an organelle) are raised together as one ``InputError``.
-    """
-    from tqdm import tqdm
-
-    from em_bench_eval import rows
-    from em_bench_eval.scoring import Evaluation
+def _score_volume(arguments: argparse.Namespace, settings: Settings) -> int:
+    from em_bench_eval.score_tables import format_volume
+    from em_bench_eval.score_volumes import open_labels, score_volumes
     from em_bench_eval.settings import METRIC_VERSION
+    from em_bench_eval.volume_io import open_volume
 
-    dataset = rows.open_rows(reference, config, split)
-    index_of = _index_by_record(dataset)
-    groups: dict[str, Evaluation] = {"all": Evaluation(settings)}
-    per_image: dict[str, dict[str, Value]] = {}
-    faults: list[str] = []
-    seen: set[str] = set()
-    progress = tqdm(rows.read_predictions(prediction), total=info.get("images"), desc="score", unit="image")
-    for predicted in progress:
-        name = predicted.record_id
-        if name in seen or name not in index_of:
-            faults.append(f"{name}: {'predicted twice' if name in seen else f'not in {config}/{split}'}")
-            continue
-        seen.add(name)
-        image = rows.decode_row(dataset[index_of[name]])
-        try:
-            evaluation = _evaluate(predicted, image, settings)
-        except InputError as error:
-            faults.append(f"{name}: {error.problem} ({error.found})")
-            continue
-        for group in ("all", f"domain={image.domain}", f"source={image.source}"):
-            groups.setdefault(group, Evaluation(settings)).merge(evaluation)
-        per_image[name] = _of_image(evaluation)
-    faults += [f"{name}: not predicted" for name in index_of if name not in seen]
-    _raise_faults(faults, prediction, f"{reference} ({config}/{split})", len(index_of))
-    return {
-        "format": SCORE_FORMAT,
+    refused = [name for name in ("config", "split") if getattr(arguments, name)]
+    if refused:
+        raise InputError(
+            f"--{refused[0]} belongs to a dataset", found=f"PRED {arguments.prediction}", expected="a prediction folder"
+        )
+    sides = [open_labels(path, arguments.organelle) for path in (arguments.prediction, arguments.reference)]
+    ignore = open_volume(arguments.ignore) if arguments.ignore else None
+    given = _numbers(arguments.voxel_size_nm) if arguments.voxel_size_nm else None
+    evaluation = score_volumes(
+        *sides,
+        settings=settings,
+        voxel_size_nm=given,
+        ignore=ignore,
+        keep_instances=arguments.per_instance is not None,
+    )
+    size = given or tuple(sides[1].voxel_size_nm or sides[0].voxel_size_nm or ())
+    result = {
         "metric_version": METRIC_VERSION,
         "settings": asdict(settings),
         "settings_hash": settings.hash(),
-        "prediction": dict(info),
-        "dataset": {"path": reference, "config": config, "split": split},
-        "images": len(per_image),
-        "groups": {group: groups[group].compute() for group in sorted(groups)},
-        "per_image": {name: per_image[name] for name in sorted(per_image)},
+        "prediction": {"path": arguments.prediction},
+        "reference": {"path": arguments.reference},
+        "shape": list(sides[1].shape),
+        "voxel_size_nm": list(size),
+        "scores": evaluation.compute(),
     }
+    _write_instances(arguments.per_instance, evaluation.instances())
+    print(_as_json(result) if arguments.json else format_volume(result))
+    if arguments.out:
+        write_json(arguments.out, result)
+        print(f"wrote {arguments.out}", file=sys.stderr)
+    return 0
 
 
-def _evaluate(predicted: Prediction, image: LabelledImage, settings: Settings) -> Evaluation:
-    from em_bench_eval.scoring import Evaluation
-
-    evaluation = Evaluation(settings)
-    evaluation.add(
-        (predicted.instances, predicted.organelle_of),
-        (image.instances, image.organelle_of),
-        voxel_size_nm=image.pixel_size_nm,
-        annotated=image.annotated,
-        ignore=image.ignore,
-    )
-    return evaluation
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3 or not all(0 < number < float("inf") for number in numbers):
+        raise InputError("--voxel-size-nm is no voxel size", found=text, expected="three positive numbers, Z,Y,X in nm")
+    return numbers
 
 
-def _of_image(evaluation: Evaluation) -> dict[str, Value]:
-    """Select the keys kept per image: the headline and the counts, of organelles that occur in it."""
-    values = evaluation.compute()
-    kept = {}
-    for key, value in values.items():
-        organelle, _, name = key.partition("/")
-        occurs = organelle == "macro" or values[f"{organelle}/n_reference"] or values[f"{organelle}/n_prediction"]
-        if name in _PER_IMAGE and occurs:
-            kept[key] = value
-    return kept
+def _write_instances(path: Path | None, instances: Sequence[dict[str, Any]]) -> None:
+    if path is not None:
+        from em_bench_eval.per_instance import write_parquet
+
+        write_parquet(path, instances)
+        print(f"wrote {path}: {len(instances)} instances", file=sys.stderr)
 
 
-def _index_by_record(dataset: Any) -> dict[str, int]:
-    """Map record id to position, reading no image."""
-    from em_bench_eval.rows import row_id
-
-    return {row_id(row): index for index, row in enumerate(dataset.select_columns(["volume_id", "axis", "slice"]))}
-
-
-def _raise_faults(faults: list[str], prediction: Path, dataset: str, images: int) -> None:
-    if faults:
-        shown = faults[:_FAULTS_SHOWN] + ["..."] * (len(faults) > _FAULTS_SHOWN)
-        raise InputError(
-            f"the predictions in {prediction} do not fit {dataset}: {len(faults)} faults",
-            found="\n    ".join(["", *shown]),
-            expected=f"exactly one prediction, of the same shape, for each of the {images} images",
-            remedy="predict the same configuration and split that you score (--config, --split), then score again",
-        )
+def _as_json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, allow_nan=False)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write strict JSON (null, never NaN) under its final name only when complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    text = _as_json(content) + "\n"
     handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -195,41 +219,3 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
-
-
-def format_tables(result: Mapping[str, Any], *, by_source: bool = False) -> str:
-    """Lay out the table of the whole split, of each domain where both occur and, if asked for, of each source."""
-    from em_bench_eval.metrics import METRICS
-
-    groups = result["groups"]
-    domains = [group for group in groups if group.startswith("domain=")]
-    dataset = result["dataset"]
-    whole = "all images" if len(domains) > 1 else f"all images, {domains[0]}" if domains else "no images"
-    titles = {"all": whole}
-    titles.update((group, group) for group in domains if len(domains) > 1)
-    titles.update((group, group) for group in groups if by_source and group.startswith("source="))
-    lines = [
-        f"{dataset['path']} {dataset['config']}/{dataset['split']}, {result['images']} images, "
-        f"metric version {result['metric_version']}, settings {result['settings_hash']}"
-    ]
-    for group, title in titles.items():
-        lines += ["", title, *_table(groups[group])]
-    lines += ["", "what the columns are:"]
-    for header, name in _COLUMNS.items():
-        lines.append(f"  {header:<9}  {name}: {METRICS[name].aggregation}")
-    lines.append("  macro      plain mean over the organelles with a value; - where nothing defines one")
-    return "\n".join(lines)
-
-
-def _table(values: Mapping[str, Value]) -> list[str]:
-    from em_bench_eval.schema import ORGANELLES
-
-    lines = ["  organelle  " + "  ".join(f"{header:>9}" for header in _COLUMNS)]
-    for organelle in (*ORGANELLES, "macro"):
-        cells = [_cell(values.get(f"{organelle}/{name}")) for name in _COLUMNS.values()]
-        lines.append(f"  {organelle:<9}  " + "  ".join(f"{cell:>9}" for cell in cells))
-    return lines
-
-
-def _cell(value: Value) -> str:
-    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -12,28 +12,55 @@ from the other processes; label maps never do.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 import datasets
 import evaluate
 
 from .blocks import OpenItem
+from .boundary_statistics import boundary_statistics
+from .components import component_sizes
 from .errors import InputError
+from .hdf5_volume import open_hdf5
 from .judging import judge
 from .label_maps import organelle_name
 from .matching import best_matching
+from .matching_compiled import kernel
 from .metric import Metric
 from .metrics import METRICS
+from .metrics_boundary import METRICS as BOUNDARY
 from .metrics_instance import METRICS as INSTANCE
 from .metrics_network import METRICS as NETWORK
 from .metrics_panoptic import METRICS as PANOPTIC
 from .metrics_semantic import METRICS as SEMANTIC
+from .metrics_skeleton import METRICS as SKELETON
+from .mrc_volume import open_mrc
+from .nifti_volume import open_nifti
+from .numba_kernels import compile_kernels
+from .opened import Opened
 from .overlap import contingency
+from .overlap_compiled import kernels
 from .overlap_statistics import overlap_statistics
+from .per_instance import instance_rows
 from .rows import decode_png
 from .schema import ORGANELLES
+from .score_volumes import open_labels, score_volumes
 from .scoring import Evaluation, row_columns
 from .settings import METRIC_VERSION, Settings
+from .simple_points import classify
+from .skeleton_graph import edges_between
+from .skeleton_statistics import skeleton_statistics
+from .spacing import Spacing
+from .squared_distance import squared_distance
+from .stack_volume import open_stack
+from .surface import Surface
+from .thinning import skeletonise
+from .thinning_compiled import kernels as thinning_kernels
+from .tiff_volume import open_tiff
+from .touching import without_contacts
+from .volume_files import FORMATS
+from .volume_io import open_volume
 
 _DESCRIPTION = (
     f"Instance segmentation of organelles in electron microscopy ({', '.join(ORGANELLES)}): exact, pooled over images, "
@@ -47,7 +74,9 @@ Args:
           annotated, ignore and pixel_size_nm are used), or a row of a prediction folder;
         - `{"mito": label_map, ...}`;
         - `(label_map, {1: "mito", 2: "er", ...})`;
-        - a label map, if `organelle` says what it holds.
+        - a label map, if `organelle` says what it holds;
+        - the path or address of a volume (zarr, N5, TIFF, NIfTI, HDF5, MRC): a label map of `organelle`, a folder with
+          a label map per organelle, or a volume of the dataset. It is read in blocks; needs `tensorstore` for zarr.
       A label map is an integer array, a PIL image, encoded PNG bytes or nested lists; 0 is background.
     voxel_size_nm: `(y, x)` or `(z, y, x)`, the same for the whole call; default: the row's pixel_size_nm.
     annotated: organelles that the references label; default: the row's, or all five.
@@ -113,6 +142,9 @@ class EMBenchEval(evaluate.Metric):  # type: ignore[misc]  # evaluate has no typ
             )
         evaluation = Evaluation(self._settings)
         for prediction, reference, mask in zip(*items, masks, strict=True):
+            if isinstance(reference, (str, PathLike)) or isinstance(prediction, (str, PathLike)):
+                evaluation.merge(self._score_paths(prediction, reference, mask, organelle, voxel_size_nm))
+                continue
             evaluation.add(
                 _maps("prediction", prediction, organelle),
                 _maps("reference", reference, organelle),
@@ -120,6 +152,24 @@ class EMBenchEval(evaluate.Metric):  # type: ignore[misc]  # evaluate has no typ
             )
         rows = evaluation.to_rows()
         super().add_batch(**{name: [row.get(name) for row in rows] for name in self.features})
+
+    def _score_paths(
+        self, prediction: Any, reference: Any, mask: Any, organelle: str | None, voxel_size_nm: Sequence[float] | None
+    ) -> Evaluation:
+        """Score a volume by path against another, block by block."""
+        if not all(isinstance(path, (str, PathLike)) for path in (prediction, reference)):
+            raise InputError(
+                "a path meets an array",
+                found=f"{type(prediction).__name__}, {type(reference).__name__}",
+                expected="both",
+            )
+        return score_volumes(
+            open_labels(prediction, organelle),
+            open_labels(reference, organelle),
+            settings=self._settings,
+            voxel_size_nm=voxel_size_nm,
+            ignore=None if mask is None else open_volume(mask),
+        )
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
         """Count what is given, then compute every metric over all that was added; None but on process 0."""

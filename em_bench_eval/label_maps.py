@@ -101,6 +101,13 @@ def is_among(ids: npt.NDArray[np.uint64], chosen: npt.NDArray[np.uint64] | None)
     return np.ones(len(ids), bool) if chosen is None else np.isin(ids, chosen)
 
 
+def only(labels: npt.NDArray[Any], ids: Ids) -> npt.NDArray[Any]:
+    """Return the label map with every other id set to 0; the same array if there is no other."""
+    present = labels != 0
+    kept = np.isin(labels, ids.astype(labels.dtype)) & present
+    return labels if np.array_equal(kept, present) else np.where(kept, labels, labels.dtype.type(0))
+
+
 def common_shape(sides: Mapping[str, Side], mask: npt.NDArray[np.bool_] | None, axes: int) -> tuple[int, ...]:
     """Return the one shape that every label map and the mask have, or raise ``InputError``."""
     shapes = {

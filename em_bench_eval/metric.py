@@ -23,7 +23,8 @@ class Metric:
 
     ``aggregation`` says what is averaged or pooled; ``range`` holds wherever the value is defined; ``edge_cases`` says
     what the value is where instances or voxels are missing. ``needs`` names the measurement that it is computed from:
-    sparse overlaps are always measured, skeletons and boundaries for the organelles that the settings name.
+    sparse overlaps are always measured, skeletons and boundaries for the organelles that the settings name. A "count"
+    has no macro mean. ``better`` is empty for what describes and does not judge: a number of instances, a share.
     """
 
     compute: Callable[[Statistics], Value]

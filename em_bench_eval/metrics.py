@@ -17,13 +17,15 @@ import math
 from collections.abc import Iterable, Mapping
 
 from .metric import Metric, Statistics, Value
+from .metrics_boundary import METRICS as BOUNDARY
 from .metrics_instance import METRICS as INSTANCE
 from .metrics_network import METRICS as NETWORK
 from .metrics_panoptic import METRICS as PANOPTIC
 from .metrics_semantic import METRICS as SEMANTIC
+from .metrics_skeleton import METRICS as SKELETON
 from .settings import Settings
 
-METRICS: dict[str, Metric] = {**INSTANCE, **PANOPTIC, **NETWORK, **SEMANTIC}
+METRICS: dict[str, Metric] = {**INSTANCE, **PANOPTIC, **NETWORK, **SKELETON, **BOUNDARY, **SEMANTIC}
 HEADLINE = next(name for name, metric in METRICS.items() if metric.headline)
 
 

@@ -1,13 +1,19 @@
 """The sparse contingency table of two label maps: everything that a metric needs to know about their voxels.
 
-Label maps are run-length encoded first (organelles are long runs), so the sort that counts the overlaps handles runs
-instead of voxels; nothing of the size ``n_reference x n_prediction`` ever exists. Tables of disjoint blocks of one
-item add up to the table of the whole item, exactly.
+Organelles are long runs, so runs are counted instead of voxels, and nothing of the size ``n_reference x n_prediction``
+ever exists. Large volumes are counted by compiled code where numba is installed, everything else by numpy; the tables
+are the same to the last bit. Tables of disjoint blocks of one item add up to the table of the whole item, exactly.
 """
 
 from __future__ import annotations
 
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,12 +21,21 @@ import numpy.typing as npt
 
 from .errors import InputError
 from .label_maps import as_labels
+from .overlap_compiled import Kernels, count_runs, kernels
 
 Ints = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
+Index = tuple[int | slice, ...]
+Runs = tuple[Ids, Ids, Mask, Ints]  # reference id, prediction id (not both 0), ignored, voxels
 
-_CHUNK_VOXELS = 1 << 22  # bounds the working memory of `contingency` to a few hundred MB
-_PACKED_IDS = 1 << 31  # two ids below this and the ignore flag share one 64-bit key
+PIECE_VOXELS = 1 << 20  # what is looked at, and copied if it must be, at a time: bounds the working memory
+# numpy counts until it has taken about as long in this process as numba takes to be imported and ready (a second). One
+# volume of 512^3 is enough to change over at once; a few images, or a volume of 256^3, never pay for it.
+COMPILED_FROM_VOXELS = 1 << 26
+MAX_THREADS, VOXELS_PER_THREAD = 8, 1 << 22  # every thread has a table of its own
+
+_counted: Counter[np.dtype[Any]] = Counter()  # voxels seen in this process, by the width of the ids
 
 
 @dataclass(frozen=True)
@@ -43,38 +58,36 @@ class OverlapTable:
     pair_voxels: Ints
 
     def merge(self, other: OverlapTable) -> OverlapTable:
-        """Add the counts of a disjoint block of the same item (same ids mean the same instances)."""
-        reference_ids, mine_r, theirs_r = _join(self.reference_ids, other.reference_ids)
-        prediction_ids, mine_p, theirs_p = _join(self.prediction_ids, other.prediction_ids)
-        width = max(1, len(prediction_ids))
-        keys, voxels = _sum_by_key(
-            np.concatenate(
-                [
-                    mine_r[self.pair_reference] * width + mine_p[self.pair_prediction],
-                    theirs_r[other.pair_reference] * width + theirs_p[other.pair_prediction],
-                ]
-            ),
-            np.concatenate([self.pair_voxels, other.pair_voxels]),
-        )
-        return OverlapTable(
-            reference_ids=reference_ids,
-            reference_voxels=_add(len(reference_ids), mine_r, self.reference_voxels, theirs_r, other.reference_voxels),
-            reference_ignored=_add(
-                len(reference_ids), mine_r, self.reference_ignored, theirs_r, other.reference_ignored
-            ),
-            prediction_ids=prediction_ids,
-            prediction_voxels=_add(
-                len(prediction_ids), mine_p, self.prediction_voxels, theirs_p, other.prediction_voxels
-            ),
-            prediction_ignored=_add(
-                len(prediction_ids), mine_p, self.prediction_ignored, theirs_p, other.prediction_ignored
-            ),
-            pair_reference=keys // width,
-            pair_prediction=keys % width,
-            pair_voxels=voxels,
+        """Add the counts of a disjoint block of the same item; for more than a few blocks use ``merge_all``."""
+        return OverlapTable.merge_all([self, other])
+
+    @staticmethod
+    def merge_all(tables: Sequence[OverlapTable]) -> OverlapTable:
+        """Add the counts of disjoint blocks of one item (same ids mean the same instances): one sort for all."""
+        reference_ids, r = _positions([table.reference_ids for table in tables])
+        prediction_ids, p = _positions([table.prediction_ids for table in tables])
+        pair_reference, pair_prediction, pair_voxels = _sum_by_pair(
+            _joined([at[table.pair_reference] for at, table in zip(r, tables, strict=True)]),
+            _joined([at[table.pair_prediction] for at, table in zip(p, tables, strict=True)]),
+            _joined([table.pair_voxels for table in tables]),
         )
 
-    def select(self, reference: npt.NDArray[np.bool_], prediction: npt.NDArray[np.bool_]) -> OverlapTable:
+        def total(positions: list[Ints], counts: list[Ints], size: int) -> Ints:
+            return _sum_at(size, _joined(positions), _joined(counts))
+
+        return OverlapTable(
+            reference_ids=reference_ids,
+            reference_voxels=total(r, [table.reference_voxels for table in tables], len(reference_ids)),
+            reference_ignored=total(r, [table.reference_ignored for table in tables], len(reference_ids)),
+            prediction_ids=prediction_ids,
+            prediction_voxels=total(p, [table.prediction_voxels for table in tables], len(prediction_ids)),
+            prediction_ignored=total(p, [table.prediction_ignored for table in tables], len(prediction_ids)),
+            pair_reference=pair_reference,
+            pair_prediction=pair_prediction,
+            pair_voxels=pair_voxels,
+        )
+
+    def select(self, reference: Mask, prediction: Mask) -> OverlapTable:
         """Keep the instances where the masks (parallel to the ids) are True; sizes stay whole, other pairs vanish."""
         pairs = reference[self.pair_reference] & prediction[self.pair_prediction]
         return OverlapTable(
@@ -91,12 +104,13 @@ class OverlapTable:
 
 
 def contingency(
-    reference: npt.ArrayLike, prediction: npt.ArrayLike, ignore: npt.NDArray[np.bool_] | None = None
+    reference: npt.ArrayLike, prediction: npt.ArrayLike, ignore: Mask | None = None, threads: int | None = None
 ) -> OverlapTable:
     """Count instance sizes and overlaps of two label maps of the same shape.
 
-    ``reference`` and ``prediction`` are integer arrays, (y, x) or (z, y, x), 0 = background, ids up to 2**64 - 1;
-    ``ignore`` is a boolean array of the same shape, True where nothing counts. Raises ``InputError``.
+    ``reference`` and ``prediction`` are integer arrays, (y, x) or (z, y, x), 0 = background, ids up to 2**64 - 1, of
+    any memory layout; ``ignore`` is a boolean array of the same shape, True where nothing counts. ``threads``:
+    default: the CPUs of this process, at most 8; used on large volumes. Raises ``InputError``.
     """
     labels = [as_labels("reference", reference), as_labels("prediction", prediction)]
     for name, other in (("prediction", labels[1]), ("ignore", ignore)):
@@ -107,91 +121,164 @@ def contingency(
                 expected="the same voxel grid",
                 remedy="resample labels to the grid of the reference (nearest voxel), and never crop silently",
             )
-    (reference_flat, reference_names), (prediction_flat, prediction_names) = map(_small_ids, labels)
-    ignore_flat = None if ignore is None else ignore.reshape(-1)
-    keys: Ints = np.zeros(0, np.int64)
-    counts: Ints = np.zeros(0, np.int64)
-    for start in range(0, reference_flat.size, _CHUNK_VOXELS):
-        chunk = slice(start, start + _CHUNK_VOXELS)
-        runs = _runs(reference_flat[chunk], prediction_flat[chunk], None if ignore_flat is None else ignore_flat[chunk])
-        keys, counts = _sum_by_key(np.concatenate([keys, runs[0]]), np.concatenate([counts, runs[1]]))
-    return _table(keys, counts, reference_names, prediction_names)
+    if threads is not None and threads < 1:
+        raise InputError("cannot count without a thread", found=f"threads={threads}", expected="1 or more, or None")
+    volume = _Volume(labels[0], labels[1], ignore)
+    _counted[volume.dtype] += volume.size
+    compiled = kernels(volume.dtype) if _counted[volume.dtype] >= COMPILED_FROM_VOXELS else None
+    if compiled is None:
+        return _table(_count(volume))
+    return _table(_count_compiled(volume, compiled, threads or _usable_threads(volume.size)))
 
 
-def _small_ids(labels: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Ids | None]:
-    """Flatten; ids that do not fit into a packed key are replaced by their position among the ids that occur."""
-    flat = labels.reshape(-1)
-    if flat.size == 0 or int(flat.max()) < _PACKED_IDS:
-        return flat, None
-    names, positions = np.unique(flat, return_inverse=True)
-    has_background = int(names[0]) == 0
-    return positions.reshape(-1) + (0 if has_background else 1), names[names > 0].astype(np.uint64)
+class _Volume:
+    """Two label maps and a mask of one shape, handed out in flat native pieces of one unsigned dtype.
+
+    Where all of them lie contiguously in memory, in whatever order of the axes, pieces are views; otherwise each piece
+    is copied, never the whole.
+    """
+
+    def __init__(self, reference: npt.NDArray[Any], prediction: npt.NDArray[Any], ignore: Mask | None) -> None:
+        self.dtype = np.dtype(f"u{max(reference.itemsize, prediction.itemsize)}")
+        # There are no negative ids, so a signed array may be read as an unsigned one.
+        arrays = [labels.view(labels.dtype.str.replace("i", "u")) for labels in (reference, prediction)]
+        if ignore is not None:
+            arrays.append(ignore)
+        axes = sorted(range(reference.ndim), key=lambda axis: -sum(abs(array.strides[axis]) for array in arrays))
+        arrays = [array.transpose(axes) for array in arrays]
+        if all(array.flags.c_contiguous for array in arrays):
+            arrays = [array.reshape(-1) for array in arrays]
+        self._arrays = arrays
+        self.size = reference.size
+        self.indices = list(_cut(arrays[0].shape, PIECE_VOXELS)) if self.size else []
+
+    def pieces(self, indices: Sequence[Index]) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any], Mask]]:
+        """Yield reference, prediction and mask (of length 0 if there is none) at each of the indices."""
+        for index in indices:
+            flat = [array[index].astype(self.dtype, copy=False) for array in self._arrays[:2]]
+            flat += [array[index].astype(bool, copy=False) for array in self._arrays[2:]]
+            flat = [np.require(piece, requirements=("C", "A")).reshape(-1) for piece in flat]
+            yield flat[0], flat[1], flat[2] if len(flat) == 3 else np.zeros(0, bool)
 
 
-def _runs(
-    reference: npt.NDArray[Any], prediction: npt.NDArray[Any], ignore: npt.NDArray[np.bool_] | None
-) -> tuple[Ints, Ints]:
-    """Run-length encode the foreground: packed (reference, prediction, ignored) keys, summed run lengths."""
-    change = (reference[1:] != reference[:-1]) | (prediction[1:] != prediction[:-1])
-    if ignore is not None:
-        change |= ignore[1:] != ignore[:-1]
-    starts = np.concatenate([np.zeros(1, np.intp), np.flatnonzero(change) + 1])
-    lengths = np.diff(starts, append=reference.size)
-    keys = (reference[starts].astype(np.int64) << 32) | (prediction[starts].astype(np.int64) << 1)
-    foreground = keys > 0
-    if ignore is not None:
-        keys |= ignore[starts]
-    return _sum_by_key(keys[foreground], lengths[foreground])
+def _cut(shape: tuple[int, ...], voxels: int) -> Iterator[Index]:
+    """Indices of pieces of at most ``voxels`` voxels (but at least a row), in memory order."""
+    inner = math.prod(shape[1:])
+    if inner > voxels:
+        for first in range(shape[0]):
+            yield from ((first, *rest) for rest in _cut(shape[1:], voxels))
+    else:
+        step = voxels // inner
+        yield from ((slice(start, start + step),) for start in range(0, shape[0], step))
 
 
-def _table(keys: Ints, counts: Ints, reference_names: Ids | None, prediction_names: Ids | None) -> OverlapTable:
-    reference, prediction, ignored = keys >> 32, (keys >> 1) & (_PACKED_IDS - 1), (keys & 1).astype(bool)
-    reference_ids, reference_position = np.unique(reference, return_inverse=True)
-    prediction_ids, prediction_position = np.unique(prediction, return_inverse=True)
-    sums = []
-    for ids, position in ((reference_ids, reference_position), (prediction_ids, prediction_position)):
-        for where in (~ignored, ignored):
-            total = np.zeros(len(ids), np.int64)
-            np.add.at(total, position[where], counts[where])
-            sums.append(total)
+def _count(volume: _Volume) -> Runs:
+    """Run-length encode piece by piece, and add up the runs of each piece by their ids."""
+    parts: list[Runs] = []
+    for reference, prediction, ignored in volume.pieces(volume.indices):
+        change = (reference[1:] != reference[:-1]) | (prediction[1:] != prediction[:-1])
+        if len(ignored):
+            change |= ignored[1:] != ignored[:-1]
+        starts = np.concatenate([np.zeros(1, np.intp), np.flatnonzero(change) + 1])
+        lengths = np.diff(starts, append=reference.size)
+        foreground = (reference[starts] > 0) | (prediction[starts] > 0)
+        starts = starts[foreground]
+        hidden = ignored[starts] if len(ignored) else np.zeros(len(starts), bool)
+        runs = reference[starts].astype(np.uint64), prediction[starts].astype(np.uint64), hidden, lengths[foreground]
+        parts.append(_sum_runs(runs))
+    return _join_runs(parts)
+
+
+def _sum_runs(runs: Runs) -> Runs:
+    """Each (reference id, prediction id, ignored) once."""
+    reference_ids, (r,) = _positions([runs[0]])
+    prediction_ids, (p,) = _positions([runs[1]])
+    r, p, voxels = _sum_by_pair(r, 2 * p + runs[2], runs[3])
+    return reference_ids[r], prediction_ids[p >> 1], (p & 1).astype(bool), voxels
+
+
+def _count_compiled(volume: _Volume, compiled: Kernels, threads: int) -> Runs:
+    """Every thread counts one stretch of the pieces into its own table."""
+    shares = [list(share) for share in np.array_split(np.arange(len(volume.indices)), threads)]
+
+    def count(share: list[int]) -> Runs:
+        pieces = volume.pieces([volume.indices[k] for k in share])
+        slots = count_runs(((r, p, ignored.view(np.uint8)) for r, p, ignored in pieces), compiled)
+        content = slots["content"]
+        ids = slots["reference"].astype(np.uint64), slots["prediction"].astype(np.uint64)
+        return *ids, (content & np.uint64(1)).astype(bool), (content >> np.uint64(1)).astype(np.int64)
+
+    if threads == 1:
+        return count(shares[0])
+    with ThreadPoolExecutor(threads) as pool:
+        return _join_runs(list(pool.map(count, shares)))
+
+
+def _usable_threads(voxels: int) -> int:
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cpus, MAX_THREADS, voxels // VOXELS_PER_THREAD))
+
+
+def _join_runs(parts: list[Runs]) -> Runs:
+    empty: Runs = (np.zeros(0, np.uint64), np.zeros(0, np.uint64), np.zeros(0, bool), np.zeros(0, np.int64))
+    return tuple(map(np.concatenate, zip(empty, *parts, strict=True)))  # type: ignore[return-value]
+
+
+def _table(runs: Runs) -> OverlapTable:
+    """Add up runs in any order, the same ids as often as they like."""
+    reference, prediction, ignored, voxels = runs
+    reference_ids, (r,) = _positions([reference])
+    prediction_ids, (p,) = _positions([prediction])
+    overlap = (reference > 0) & (prediction > 0) & ~ignored
+    pair_reference, pair_prediction, pair_voxels = _sum_by_pair(r[overlap], p[overlap], voxels[overlap])
+    seen, unseen = np.where(ignored, 0, voxels), np.where(ignored, voxels, 0)
     table = OverlapTable(
-        _names(reference_ids, reference_names),
-        sums[0],
-        sums[1],
-        _names(prediction_ids, prediction_names),
-        sums[2],
-        sums[3],
-        pair_reference=reference_position[~ignored].astype(np.int64),
-        pair_prediction=prediction_position[~ignored].astype(np.int64),
-        pair_voxels=counts[~ignored],
+        reference_ids=reference_ids,
+        reference_voxels=_sum_at(len(reference_ids), r, seen),
+        reference_ignored=_sum_at(len(reference_ids), r, unseen),
+        prediction_ids=prediction_ids,
+        prediction_voxels=_sum_at(len(prediction_ids), p, seen),
+        prediction_ignored=_sum_at(len(prediction_ids), p, unseen),
+        pair_reference=pair_reference,
+        pair_prediction=pair_prediction,
+        pair_voxels=pair_voxels,
     )
     return table.select(reference_ids > 0, prediction_ids > 0)  # background was counted like an instance: drop it
 
 
-def _names(positions: Ints, names: Ids | None) -> Ids:
-    """Undo `_small_ids`."""
-    ids = positions.astype(np.uint64) if names is None else np.concatenate([np.zeros(1, np.uint64), names])[positions]
-    return np.asarray(ids, np.uint64)
+def _positions(parts: Sequence[Ids]) -> tuple[Ids, list[Ints]]:
+    """Return the distinct ids of all parts, ascending, and for each part the positions of its ids among them."""
+    values = _joined(parts, np.uint64)
+    largest = int(values.max(initial=0))
+    if largest < 4 * len(values) + 1000:  # ids are consecutive, or nearly so: a list of all possible ones is shorter
+        at = values.astype(np.int64)
+        present = np.zeros(largest + 1, bool)
+        present[at] = True
+        ids = np.flatnonzero(present).astype(np.uint64)
+        positions: Ints = (np.cumsum(present) - 1)[at]
+    else:
+        ids, positions = np.unique(values, return_inverse=True)
+    ends = np.cumsum([0, *(len(part) for part in parts)])
+    return ids, [positions[start:end] for start, end in pairwise(ends)]
 
 
-def _sum_by_key(keys: Ints, counts: Ints) -> tuple[Ints, Ints]:
-    """Return the distinct keys, ascending, and the sum of the counts of each."""
-    if not len(keys):
-        return keys, counts
-    order = np.argsort(keys, kind="stable")
-    keys, counts = keys[order], counts[order]
-    first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-    return keys[first], np.add.reduceat(counts, first)
+def _sum_by_pair(first: Ints, second: Ints, counts: Ints) -> tuple[Ints, Ints, Ints]:
+    """Return the distinct pairs of positions in lexicographic order, and the sum of the counts of each."""
+    if not len(first):
+        return first, second, counts
+    width = int(second.max()) + 1
+    keys = first * width + second  # positions, not ids: their product is far below 2**63
+    order = np.argsort(keys)
+    keys = keys[order]
+    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    return keys[starts] // width, keys[starts] % width, np.add.reduceat(counts[order], starts)
 
 
-def _join(mine: Ids, theirs: Ids) -> tuple[Ids, Ints, Ints]:
-    """Union of two ascending id arrays, and the position of each array's ids in it."""
-    ids = np.union1d(mine, theirs)
-    return ids, np.searchsorted(ids, mine).astype(np.int64), np.searchsorted(ids, theirs).astype(np.int64)
-
-
-def _add(size: int, first: Ints, first_counts: Ints, second: Ints, second_counts: Ints) -> Ints:
+def _sum_at(size: int, positions: Ints, counts: Ints) -> Ints:
     total = np.zeros(size, np.int64)
-    for position, counts in ((first, first_counts), (second, second_counts)):
-        total[position] += counts  # positions are distinct within one table
+    np.add.at(total, positions, counts)
     return total
+
+
+def _joined(parts: Sequence[npt.NDArray[Any]], dtype: Any = np.int64) -> npt.NDArray[Any]:
+    return np.concatenate([np.zeros(0, dtype), *parts])

@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError
-from .schema import Organelle, Prediction, record_id
+from .schema import Organelle, Prediction, parse_record_id, record_id
 
 PREDICTIONS_FILE = "predictions.parquet"
 PREDICTION_INFO_FILE = "prediction.json"
+ID_COLUMNS = ["volume_id", "axis", "slice", "offset"]  # what ``row_id`` reads
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ def decode_row(row: Mapping[str, Any]) -> LabelledImage:
 
 
 def row_id(row: Mapping[str, Any]) -> str:
-    """Name a dataset or prediction row; see ``schema.record_id``."""
-    return record_id(row["volume_id"], row["axis"], int(row["slice"]))
+    """Name a dataset or prediction row from its columns ``ID_COLUMNS``; see ``schema.record_id``."""
+    return record_id(row["volume_id"], row["axis"], int(row["slice"]), row.get("offset") or (0, 0))
 
 
 def write_predictions(
@@ -189,7 +190,7 @@ def _require_predictions(path: Path) -> None:
 
 
 def _prediction_row(prediction: Prediction) -> dict[str, object]:
-    volume_id, axis, slice_index = prediction.record_id.rsplit("/", 2)
+    volume_id, axis, slice_index, offset = parse_record_id(prediction.record_id)
     if int(prediction.instances.max(initial=0)) > 65535:
         raise InputError(
             f"{prediction.record_id}: too many predicted instances",
@@ -200,7 +201,8 @@ def _prediction_row(prediction: Prediction) -> dict[str, object]:
     return {
         "volume_id": volume_id,
         "axis": axis,
-        "slice": int(slice_index),
+        "slice": slice_index,
+        "offset": list(offset),
         "instances": {"bytes": encode_png(prediction.instances.astype(np.uint16)), "path": None},
         "objects": [
             {"id": id_, "organelle": str(organelle), "confidence": float(prediction.confidence_of.get(id_, 1.0))}
@@ -217,6 +219,7 @@ def _prediction_schema() -> Any:
             "volume_id": datasets.Value("string"),
             "axis": datasets.Value("string"),
             "slice": datasets.Value("int32"),
+            "offset": datasets.List(datasets.Value("int32"), length=2),
             "instances": datasets.Image(),
             "objects": datasets.List(
                 {

@@ -7,7 +7,7 @@ Nothing here imports anything but numpy.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, Protocol
@@ -135,6 +135,7 @@ class Volume:
     domain: Domain = "in"
     published_fold: Fold | None = None  # the source's own train/test division, where it has one
     provenance: Mapping[str, str] = field(default_factory=dict)
+    has_image: bool = True  # False: only labels are published; ``image`` is a constant that nobody should learn from
 
     def __post_init__(self) -> None:
         if (self.semantic is None) == (self.instances is None):
@@ -180,6 +181,7 @@ class Record:
     voxel_size_nm: tuple[float, float, float]  # (z, y, x) of the volume
     licence: str
     citation: str
+    offset: tuple[int, int] = (0, 0)  # where the image's first pixel lies in the whole slice, pixels in the image plane
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,18 @@ class Prediction:
     confidence_of: Mapping[int, float] = field(default_factory=dict)  # 0..1
 
 
-def record_id(volume_id: str, axis: str, slice_index: int) -> str:
-    """Name a row: ``record_id("lucchipp-train", "z", 7) == "lucchipp-train/z/00007"``."""
-    return f"{volume_id}/{axis}/{slice_index:05d}"
+def record_id(volume_id: str, axis: str, slice_index: int, offset: Sequence[int] = (0, 0)) -> str:
+    """Name a row: ``record_id("lucchipp-train", "z", 7) == "lucchipp-train/z/00007"``.
+
+    A tile that does not begin at its slice's first pixel says where: ``"cell/z/00007@2048,0"``.
+    """
+    tile = f"@{int(offset[0])},{int(offset[1])}" if any(offset) else ""
+    return f"{volume_id}/{axis}/{slice_index:05d}{tile}"
+
+
+def parse_record_id(name: str) -> tuple[str, str, int, tuple[int, int]]:
+    """Return ``(volume_id, axis, slice, offset)`` of a row's name; raises ``ValueError`` if it is none."""
+    volume_id, axis, place = name.rsplit("/", 2)
+    slice_index, _, tile = place.partition("@")
+    y, x = tile.split(",") if tile else ("0", "0")
+    return volume_id, axis, int(slice_index), (int(y), int(x))

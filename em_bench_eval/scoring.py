@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .blocks import OpenItem
+from .boundary_statistics import STATISTICS as BOUNDARY_STATISTICS
+from .boundary_statistics import boundary_statistics
 from .errors import InputError
 from .judging import Judged, border_ids, judge
 from .label_maps import (
@@ -18,6 +20,7 @@ from .label_maps import (
     by_piece,
     common_shape,
     is_among,
+    only,
     organelle_name,
     read_mask,
     read_side,
@@ -27,8 +30,11 @@ from .metric import Statistics, Value
 from .metrics import compute_all, pool
 from .overlap import OverlapTable, contingency
 from .overlap_statistics import overlap_statistics
+from .per_instance import instance_rows
 from .schema import ORGANELLES
 from .settings import DEFAULT_SETTINGS, Settings
+from .skeleton_statistics import STATISTICS as SKELETON_STATISTICS
+from .skeleton_statistics import skeleton_statistics
 
 Item = tuple[str | None, dict[str, Statistics]]  # name, organelle -> statistics
 
@@ -50,11 +56,12 @@ def score(
 
 def row_columns() -> dict[str, type]:
     """Name every column that ``Evaluation.to_rows`` may give, with its type."""
-    everything = Evaluation(Settings(skeleton=ORGANELLES, boundary=ORGANELLES))
     one = {"er": np.ones((2, 2), np.uint8)}
-    everything.add(one, one, voxel_size_nm=(1.0, 1.0))
+    overlaps = Evaluation()
+    overlaps.add(one, one, voxel_size_nm=(1.0, 1.0))
     kinds: dict[str, type] = {"axes": int, "settings": str, "item": str, "organelle": str}
-    return {**kinds, **{name: kinds.get(name, float) for name in everything.to_rows()[0]}}
+    names = [*overlaps.to_rows()[0], *SKELETON_STATISTICS, *BOUNDARY_STATISTICS]
+    return {**kinds, **{name: kinds.get(name, float) for name in names}}
 
 
 class Evaluation:
@@ -64,11 +71,15 @@ class Evaluation:
     evaluations that were merged later, to the last bit.
     """
 
-    def __init__(self, settings: Settings = DEFAULT_SETTINGS) -> None:
+    def __init__(self, settings: Settings = DEFAULT_SETTINGS, *, keep_instances: bool = False) -> None:
+        """``keep_instances``: remember a row per instance, for ``instances``."""
         self.settings = settings
+        self.keep_instances = keep_instances
+        self._instances: list[dict[str, Any]] = []
         self._axes = 0  # 2: images, 3: volumes, 0: nothing added
         self._items: list[Item] = []
         self._open: dict[str, OpenItem] = {}
+        self._names: set[str] = set()  # of the whole items
 
     def add(
         self,
@@ -98,14 +109,18 @@ class Evaluation:
         self._refuse_name(item, open_too=True)
         voxel_nm = math.prod(size)
         statistics: dict[str, Statistics] = {}
+        instances: list[dict[str, Any]] = []
         for organelle, (table, maps) in self._tables(sides, mask, judged).items():
             on_border = border_ids(maps[0]) if self.settings.border == "ignore" else np.zeros(0, np.uint64)
             decision = judge(table, voxel_nm, self.settings, on_border)
+            instances += instance_rows(item, organelle, decision, voxel_nm) if self.keep_instances else []
             statistics[organelle] = {
                 **overlap_statistics(table, decision, voxel_nm, len(size)),
                 **self._shapes(organelle, table, decision, maps, size, mask),
             }
         self._items.append((item, statistics))
+        self._names |= {item} if item is not None else set()
+        self._instances += instances
         self._axes = len(size)
 
     def add_block(
@@ -155,12 +170,14 @@ class Evaluation:
                 found=f"{other.settings}, {other._axes}D",
                 expected=f"{self.settings}, {self._axes}D",
             )
-        for name, _ in other._items:
+        for name in other._names:
             self._refuse_name(name, open_too=True)
         for name in other._open:
             self._refuse_name(name, open_too=False)
         self._axes = self._axes or other._axes
         self._items.extend(other._items)
+        self._names |= other._names
+        self._instances.extend(other._instances if self.keep_instances else ())
         for name, opened in other._open.items():
             mine = self._open.setdefault(name, opened.empty_copy())
             mine.merge(opened)
@@ -169,6 +186,16 @@ class Evaluation:
         """Return the statistics of every item; those of items in blocks are computed from the blocks seen so far."""
         closed = [(opened.name, opened.statistics(self.settings)) for opened in self._open.values()]
         return [*self._items, *closed]
+
+    def instances(self) -> list[dict[str, Any]]:
+        """Return a row per judged instance (``per_instance.COLUMNS``); empty unless ``keep_instances``."""
+        rows = list(self._instances)
+        if self.keep_instances:
+            for opened in self._open.values():
+                voxel_nm = math.prod(opened.voxel_size_nm)
+                for organelle, (_, decision) in opened.judged_tables(self.settings).items():
+                    rows += instance_rows(opened.name, organelle, decision, voxel_nm)
+        return rows
 
     def compute(self) -> dict[str, Value]:
         """Return every key of every organelle, and the macro means; undefined values are None.
@@ -261,9 +288,27 @@ class Evaluation:
         mask: npt.NDArray[np.bool_] | None,
     ) -> Statistics:
         """Measure skeletons and surfaces, if the settings ask for them."""
-        return {}
+        if organelle not in (*self.settings.skeleton, *self.settings.boundary):
+            return {}
+        reference = only(maps[0], table.reference_ids)
+        prediction = only(maps[1], table.prediction_ids)
+        found: dict[str, float] = {}
+        if organelle in self.settings.skeleton:
+            found |= skeleton_statistics(reference, prediction, size, mask)
+        if organelle in self.settings.boundary:
+            unmatched = decision.unmatched_ids()
+            found |= boundary_statistics(
+                reference,
+                prediction,
+                size,
+                matched=decision.matched_ids(),
+                unmatched_reference=unmatched[0],
+                unmatched_prediction=unmatched[1],
+                tolerance_nm=self.settings.tolerance_nm,
+                ignore=mask,
+            )
+        return found
 
     def _refuse_name(self, item: str | None, *, open_too: bool) -> None:
-        taken = any(name == item for name, _ in self._items) or (open_too and item in self._open)
-        if item is not None and taken:
+        if item in self._names or (open_too and item in self._open):
             raise InputError(f"{item} was added twice", expected="each item once", remedy="drop the duplicate")

@@ -1,4 +1,4 @@
-"""Voxel size and position as the formats state them: OME-Zarr 0.4 and 0.5, COSEM, Paintera, n5-viewer, daisy."""
+"""Voxel size and position as the formats state them: OME-Zarr, COSEM, Paintera, n5-viewer, daisy, elf; and units."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from em_bench_eval.schema import VoxelSize
+from .schema import VoxelSize
 
 # the names that OME-Zarr (UDUNITS-2) and the N5 tools use
 NANOMETRES: Mapping[str, float] = {
@@ -16,8 +16,33 @@ NANOMETRES: Mapping[str, float] = {
     **dict.fromkeys(("nanometer", "nanometers", "nanometre", "nm"), 1.0),
     **dict.fromkeys(("micrometer", "micrometers", "micrometre", "micron", "um", "µm", "μm"), 1e3),
     **dict.fromkeys(("millimeter", "millimetre", "mm"), 1e6),
+    **dict.fromkeys(("centimeter", "centimetre", "cm"), 1e7),
     **dict.fromkeys(("meter", "metre", "m"), 1e9),
 }
+LARGEST_EDGE_NM = 1e5
+
+
+def nanometres(unit: object) -> float | None:
+    """Return how many nm a unit is, or ``None`` for no unit of length ("pixel", nothing); ImageJ escapes its µ."""
+    return NANOMETRES.get(str(unit or "").replace("\\u00B5", "µ").strip())
+
+
+def in_nm(sizes: Sequence[float], unit: object, default: float | None = None) -> tuple[VoxelSize | None, str]:
+    """Return ``(z, y, x)`` edges in ``unit`` as a voxel size, or ``None`` and why they are not believed.
+
+    ``default`` is the edge that a format's writers put where they know none: three of it are no statement. Nor is what
+    no electron microscope makes: edges of 0.1 mm or more (headers with 57594930 mm are published).
+    """
+    factor = nanometres(unit)
+    if factor is None or len(sizes) != 3 or not all(math.isfinite(size) and size > 0 for size in sizes):
+        return None, ""
+    stated = " x ".join(f"{size:g}" for size in sizes)
+    if default is not None and all(size == default for size in sizes):
+        return None, f"a voxel of {stated} {unit} is stated, which is this format's word for unknown: not believed"
+    if max(sizes) * factor >= LARGEST_EDGE_NM:
+        return None, f"a voxel of {stated} {unit} is stated, which no microscope makes: not believed"
+    z, y, x = (float(size) * factor for size in sizes)
+    return VoxelSize(z, y, x), ""
 
 
 @dataclass(frozen=True)
@@ -92,11 +117,15 @@ def of_transform(transform: Mapping[str, Any]) -> Spacing:
 def of_attributes(attributes: Mapping[str, Any], fastest_first: bool) -> Spacing | None:
     """Read the spacing that an array states itself; ``fastest_first`` for N5, whose vectors are ``(x, y, z)``.
 
-    Paintera (N5) and daisy (zarr) write ``resolution`` and ``offset`` in nm; n5-viewer writes ``pixelResolution`` with
-    a unit.
+    Paintera (N5) and daisy (zarr, and CREMI's HDF5) write ``resolution`` and ``offset`` in nm; n5-viewer writes
+    ``pixelResolution`` with a unit; elf and PlantSeg (HDF5) write ``element_size_um``, and 1 where they know none.
     """
     if isinstance(attributes.get("transform"), Mapping):
         return of_transform(attributes["transform"])
+    element = attributes.get("element_size_um")
+    if isinstance(element, Sequence) and len(element) == 3:
+        unknown = all(float(size) == 1 for size in element)
+        return None if unknown else Spacing(tuple("zyx"), tuple(map(float, element)), (0.0,) * 3, ("um",) * 3)
     pixel = attributes.get("pixelResolution")
     unit: object = attributes.get("units", "nm")
     if isinstance(pixel, Mapping):

@@ -1,15 +1,16 @@
-"""Opening chunked volumes lazily: zarr v2 and v3, OME-Zarr, N5; in a folder, over HTTP or on S3.
+"""Opening any volume lazily: zarr v2 and v3, OME-Zarr, N5 here; TIFF, PNG, HDF5, NIfTI, MRC by ``volume_files``.
 
-The one place that tells formats apart and reads their attributes. Detection reads a few small files by name and lists
-nothing, because plain HTTP servers and many buckets cannot list.
+Detection of chunked volumes, which also lie over HTTP or on S3, reads a few small files by name and lists nothing,
+because plain HTTP servers and many buckets cannot list.
 """
 
 from __future__ import annotations
 
+import copyreg
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,52 +18,38 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from em_bench_eval import spacing
-from em_bench_eval.errors import InputError
-from em_bench_eval.schema import VoxelSize
-from em_bench_eval.spacing import Spacing
+from .errors import InputError
+from .opened import Box, Opened
+from .spacing import Spacing, multiscales, of_attributes, of_multiscales
+from .volume_files import format_of_name, known_suffixes, open_file, split_location
+
+__all__ = ["Opened", "is_remote", "open_volume", "read_document", "read_node"]
 
 EXPECTED = "a zarr (v2, v3), OME-Zarr (0.4, 0.5) or N5 array, or a group that declares multiscales"
+ALSO_LOCAL = f"a folder of TIFF or PNG slices, or a file: {', '.join(known_suffixes())}"
 DRIVERS = {"zarr v3": "zarr3", "zarr v2": "zarr", "N5": "n5"}
 METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", "attributes.json")
 RETRIES = {"max_retries": 5, "initial_delay": "200ms", "max_delay": "5s"}  # the default keeps trying for minutes
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A lazily read volume; ``opened[z0:z1, y0:y1, x0:x1]`` reads a box as numpy."""
+class Chunked:
+    """A tensorstore array with axes ordered ``(z, y, x)``."""
 
-    location: str  # what was asked for
-    format: str  # "zarr v3", "zarr v2" or "N5"
-    array: Any  # tensorstore.TensorStore, ordered (z, y, x)
-    voxel_size_nm: VoxelSize | None
-    translation_nm: tuple[float, float, float] | None  # position of the first voxel, (z, y, x)
-    attributes: Mapping[str, Any] = field(default_factory=dict)  # of the group, if a group was opened, and of the array
+    def __init__(self, store: Any):
+        self.store = store  # tensorstore.TensorStore
+        z, y, x = store.shape
+        self.shape = (z, y, x)
+        self.dtype: np.dtype[Any] = store.dtype.numpy_dtype
+        z, y, x = store.chunk_layout.read_chunk.shape
+        self.chunk_shape = (z, y, x)
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Size in voxels, ``(z, y, x)``."""
-        z, y, x = self.array.shape
-        return z, y, x
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Element type."""
-        dtype: np.dtype[Any] = self.array.dtype.numpy_dtype
-        return dtype
-
-    @property
-    def chunk_shape(self) -> tuple[int, int, int]:
-        """Smallest box that is read as one, in voxels, ``(z, y, x)``."""
-        z, y, x = self.array.chunk_layout.read_chunk.shape
-        return z, y, x
-
-    def __getitem__(self, index: Any, /) -> npt.NDArray[Any]:
-        return np.asarray(self.array[index].read().result())
+    def read(self, box: Box) -> npt.NDArray[Any]:
+        """Read the chunks that a box touches."""
+        return np.asarray(self.store[box].read().result())
 
 
 @dataclass(frozen=True)
-class _Node:
+class Node:
     """An array or a group, as its metadata files describe it."""
 
     format: str
@@ -76,32 +63,44 @@ def open_volume(location: str | os.PathLike[str]) -> Opened:
 
     Args:
         location: a local path, or a URL ``http://``, ``https://``, ``s3://bucket/key`` (anonymous; the environment
-            variable ``AWS_ENDPOINT_URL`` names another S3 server). An array, or a group that declares multiscales, of
-            which the finest level is opened.
+            variable ``AWS_ENDPOINT_URL`` names another S3 server). Zarr and N5: an array, or a group that declares
+            multiscales, of which the finest level is opened. Local only: a folder with one TIFF or PNG file a slice,
+            and the files of ``volume_files.FORMATS``, with ``FILE:/path/inside`` for HDF5 and ``FILE:0`` for one of
+            several series of a TIFF.
 
     Returns:
-        The volume, ordered ``(z, y, x)`` (N5 lists its axes the other way round); axes of time and channel are dropped
-        if they have length 1. ``voxel_size_nm`` is ``None`` where none with a unit is stated.
+        The volume, ordered ``(z, y, x)`` (N5 and NIfTI list their axes the other way round); axes of time and channel
+        are dropped if they have length 1. ``voxel_size_nm`` is ``None`` where none with a unit is stated.
 
     Raises:
-        InputError: nothing there, an unknown format, a group with no image in it, other than three axes.
+        InputError: nothing there, an unknown or contradictory format, a truncated file, missing slices, colour, a
+            group with no image in it, other than three axes.
     """
     url = os.fspath(location).rstrip("/")
-    node = _read_node(url)
+    if is_remote(url):
+        _refuse_remote_file(url)
+    elif (split := split_location(url))[0].is_file():
+        return open_file(url, *split)
+    node = read_node(url)
+    if node is None and not is_remote(url):
+        from .stack_volume import holds_planes, open_stack
+
+        if holds_planes(folder := split_location(url)[0]):
+            return open_stack(url, folder)
     if node is None:
         raise InputError(
             f"no volume at {url}",
             found=_what_is_there(url),
-            expected=EXPECTED,
-            remedy="check the path; other formats (TIFF, HDF5, NIfTI) have to be converted first",
+            expected=EXPECTED if is_remote(url) else f"{EXPECTED}; {ALSO_LOCAL}",
+            remedy="check the path; em-bench inspect shows what is in a folder",
         )
     if node.is_array:
         # the array of a pyramid's level: its group knows the spacing
         above, _, name = url.rpartition("/")
-        group = _read_node(above) if above and not above.endswith(":/") else None
+        group = read_node(above) if above and not above.endswith(":/") else None
         return _open_array(url, url, node, group, name)
     path = _finest_level(url, node)
-    array = None if path is None else _read_node(f"{url}/{path}")
+    array = None if path is None else read_node(f"{url}/{path}")
     if path is None or array is None or not array.is_array:
         raise InputError(
             f"{url} is a {node.format} group without an image of its own",
@@ -112,7 +111,30 @@ def open_volume(location: str | os.PathLike[str]) -> Opened:
     return _open_array(url, f"{url}/{path}", array, node, path)
 
 
-def _open_array(location: str, url: str, node: _Node, group: _Node | None, path: str) -> Opened:
+def _open_part(location: str, part: Box | None) -> Opened:
+    return replace(open_volume(location), part=part)
+
+
+def _reopen(opened: Opened) -> tuple[Callable[[str, Box | None], Opened], tuple[str, Box | None]]:
+    here = opened.location
+    return _open_part, (here if "://" in here else os.path.abspath(here), opened.part)
+
+
+copyreg.pickle(Opened, _reopen)  # open files stay here
+
+
+def _refuse_remote_file(url: str) -> None:
+    named = format_of_name(url.rpartition("/")[2].partition(":")[0])
+    if named is not None and not url.endswith((".zarr", ".n5")):
+        raise InputError(
+            f"{url} cannot be read in place",
+            found=f"a {named.name} file on a server",
+            expected="zarr or N5, whose chunks are fetched one by one",
+            remedy="download the file and open the copy",
+        )
+
+
+def _open_array(location: str, url: str, node: Node, group: Node | None, path: str) -> Opened:
     import tensorstore as ts
 
     spec = {"driver": DRIVERS[node.format], "kvstore": _kvstore(url)}
@@ -133,7 +155,7 @@ def _open_array(location: str, url: str, node: _Node, group: _Node | None, path:
     return Opened(
         location,
         node.format,
-        _spatial(array, axes, url),
+        Chunked(_spatial(array, axes, url)),
         stated.voxel_size_nm(),
         stated.translation_nm(),
         attributes,
@@ -162,25 +184,25 @@ def _spatial(array: Any, axes: tuple[str, ...], url: str) -> Any:
     return array[ts.d[:].translate_to[0]]
 
 
-def _spacing(node: _Node, group: _Node | None, path: str) -> Spacing | None:
+def _spacing(node: Node, group: Node | None, path: str) -> Spacing | None:
     """Ask the pyramid that lists this array first, then the array, then its group."""
-    pyramid = spacing.multiscales(group.attributes) if group else None
+    pyramid = multiscales(group.attributes) if group else None
     if pyramid is not None:
         for level, dataset in enumerate(pyramid["datasets"]):
             if str(dataset.get("path", "")).strip("/") == path:
-                return spacing.of_multiscales(pyramid, level)
-    own = spacing.of_attributes(node.attributes, node.format == "N5")
+                return of_multiscales(pyramid, level)
+    own = of_attributes(node.attributes, node.format == "N5")
     if own is None and group is not None and path in ("s0", "0"):
-        return spacing.of_attributes(group.attributes, group.format == "N5")
+        return of_attributes(group.attributes, group.format == "N5")
     return own
 
 
-def _finest_level(url: str, node: _Node) -> str | None:
-    pyramid = spacing.multiscales(node.attributes)
+def _finest_level(url: str, node: Node) -> str | None:
+    pyramid = multiscales(node.attributes)
     if pyramid is not None:
         return str(pyramid["datasets"][0].get("path", "")).strip("/")
     # Paintera and n5-viewer name the levels s0, s1, ... and may declare nothing
-    if node.format == "N5" and (first := _read_node(f"{url}/s0")) is not None and first.is_array:
+    if node.format == "N5" and (first := read_node(f"{url}/s0")) is not None and first.is_array:
         return "s0"
     return None
 
@@ -229,7 +251,7 @@ def _kvstore(url: str) -> dict[str, object]:
     return SCHEMES[scheme if separator else "file"](url)
 
 
-def _read_node(url: str) -> _Node | None:
+def read_node(url: str) -> Node | None:
     """Read the metadata files of one array or group; ``None`` if there is none."""
     import tensorstore as ts
 
@@ -259,16 +281,25 @@ def _read_node(url: str) -> _Node | None:
     return _interpret(found)
 
 
-def _interpret(found: Mapping[str, Any]) -> _Node | None:
+def read_document(url: str) -> str | None:
+    """Read one small text file beside a volume, wherever it is; ``None`` if it is not there."""
+    import tensorstore as ts
+
+    folder, _, name = url.rpartition("/")
+    answer = ts.KvStore.open(_kvstore(folder), context=_context()).result().read(name).result()
+    return answer.value.decode() if answer.state == "value" else None
+
+
+def _interpret(found: Mapping[str, Any]) -> Node | None:
     if "zarr.json" in found:
         metadata = found["zarr.json"]
         names = tuple(str(name or "").lower() for name in metadata.get("dimension_names") or ())
-        return _Node("zarr v3", metadata.get("node_type") == "array", metadata.get("attributes", {}), names)
+        return Node("zarr v3", metadata.get("node_type") == "array", metadata.get("attributes", {}), names)
     if {".zarray", ".zgroup", ".zattrs"} & set(found):
-        return _Node("zarr v2", ".zarray" in found, found.get(".zattrs", {}))
+        return Node("zarr v2", ".zarray" in found, found.get(".zattrs", {}))
     if "attributes.json" in found:
         attributes = found["attributes.json"]
-        return _Node("N5", {"dimensions", "dataType"} <= set(attributes), attributes)
+        return Node("N5", {"dimensions", "dataType"} <= set(attributes), attributes)
     return None
 
 

@@ -68,8 +68,8 @@ def test_perfect_predictions_score_one(
             assert values[f"golgi/{name}"] is None
     table = capsys.readouterr().out.splitlines()
     mito = next(line.split() for line in table if line.split()[:1] == ["mito"])
-    assert mito == ["mito", *["1.000"] * 6, *[str(values["mito/n_reference"])] * 2]
-    assert next(line.split() for line in table if line.split()[:1] == ["golgi"]) == ["golgi", *"-" * 6, "0", "0"]
+    assert mito == ["mito", *["1.000"] * 6, "0.000", "1.000", *[str(values["mito/n_reference"])] * 2]
+    assert next(line.split() for line in table if line.split()[:1] == ["golgi"]) == ["golgi", *"-" * 8, "0", "0"]
 
 
 def test_the_file_holds_the_direct_scores_of_every_group(

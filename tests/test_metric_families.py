@@ -17,7 +17,9 @@ from scipy.optimize import linear_sum_assignment
 
 from em_bench_eval import Evaluation, Settings, score
 from em_bench_eval.errors import InputError
+from em_bench_eval.metrics import METRICS
 from em_bench_eval.overlap_statistics import SIZE_BOUNDS_NM
+from em_bench_eval.scoring import row_columns
 
 Labels = npt.NDArray[np.int64]
 
@@ -305,3 +307,41 @@ def test_real_labels_agree_with_scikit_image(real_data: Path) -> None:
     assert (found["voi_split__foreground"], found["voi_merge__foreground"]) == pytest.approx((split, merge))
     values = [stardist_matching(prediction, np.unique(reference, return_inverse=True)[1].reshape(reference.shape), 0.5)]
     assert found["ap50"] == pytest.approx(values[0][0] / sum(values[0]))
+
+
+# ---- skeletons and boundaries through the one interface ----
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_every_measurement_reaches_the_result_and_the_rows(axes: int) -> None:
+    prediction, reference = blobs(1, (30, 40) if axes == 2 else (10, 20, 24))
+    chosen = Settings(skeleton=("er",), boundary=("er", "mito"))
+    size = (8.0,) * axes
+    evaluation = Evaluation(chosen)
+    evaluation.add({"er": prediction, "mito": prediction}, {"er": reference}, voxel_size_nm=size)
+    result = evaluation.compute()
+    assert {key for key in result if key.startswith("er/")} == {f"er/{name}" for name in METRICS}
+    assert "mito/cldice__pooled" not in result
+    assert result["mito/nsd__instance"] == 0.0
+    assert 0.5 < result["er/cldice__pooled"] <= 1.0  # type: ignore[operator]
+    sent = Evaluation(chosen)
+    sent.add_rows(evaluation.to_rows())
+    assert sent.compute() == result
+    assert {name for row in evaluation.to_rows() for name in row} == set(row_columns())
+    together = Evaluation(chosen)
+    names = {int(i): "er" if i % 2 else "golgi" for i in range(1, 1 + max(prediction.max(), reference.max()))}
+    together.add((prediction, names), (reference, names), voxel_size_nm=size)
+    apart = Evaluation(chosen)
+    maps = [
+        {o: np.where(np.isin(side, [i for i in names if names[i] == o]), side, 0) for o in ("er", "golgi")}
+        for side in (prediction, reference)
+    ]
+    apart.add(*maps, voxel_size_nm=size)
+    assert together.compute() == apart.compute()
+
+
+def test_a_perfect_prediction_is_perfect_in_every_family() -> None:
+    labels = blobs(2, (10, 20, 24))[1]
+    result = of(labels, labels, edge_nm=8.0, skeleton=("er",), boundary=("er",))
+    assert result["cldice__pooled"] == result["erl_normalised__pooled"] == result["nsd__instance"] == 1.0
+    assert result["hd95__matched_nm"] == result["msd__matched_nm"] == result["betti0_error__item"] == 0.0

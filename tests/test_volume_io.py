@@ -188,8 +188,10 @@ def test_what_cannot_be_opened_says_what_was_found(tmp_path: Path) -> None:
     assert "no such file or folder" in message(tmp_path / "nothing")
     assert "an empty folder" in message(tmp_path)
     (tmp_path / "a.tif").write_bytes(b"II")
-    assert "a file" in message(tmp_path / "a.tif")
-    assert "a folder with a.tif" in message(tmp_path)
+    assert "2 bytes" in message(tmp_path / "a.tif")
+    (tmp_path / "a.tif").rename(tmp_path / "a.txt")
+    assert "a file" in message(tmp_path / "a.txt")
+    assert "a folder with a.txt" in message(tmp_path)
     assert "gs://" in message("gs://bucket/volume")
 
 
