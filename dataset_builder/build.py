@@ -1,36 +1,40 @@
 """Sources to a dataset folder, all or nothing.
 
 Everything is written into a hidden folder beside the target, which takes the target's name when it is complete and
-checked. Until then, and after any fault, an earlier dataset of that name stays as it was.
+checked. Until then, and after any fault, an earlier dataset of that name stays as it was, and what is finished is kept:
+the same command continues, also after ``kill -9`` (``journal``). What is written does not depend on the number of
+workers, on how often the build was interrupted, or on whether a volume fitted in memory.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import itertools
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from dataset_builder import card
-from dataset_builder.fingerprint import perceptual_hash
-from dataset_builder.instances import instances_of
-from dataset_builder.records import as_row, features, records_of
-from dataset_builder.shards import ShardWriter
-from dataset_builder.source import Source, load_source
+from dataset_builder import assemble, stages
+from dataset_builder.harmonise import window_of
+from dataset_builder.journal import Journal, Partial, UnusableDataset, partial_folder
+from dataset_builder.source import Source, load_source, source_names
 from dataset_builder.splits import Placed, SplitPolicy, check_leaks, part_of
+from dataset_builder.stages import Blueprint, Limits, Task
 from dataset_builder.stats import FORMAT, Stats
-from dataset_builder.volumes import volume_features, volume_row, write_volume
+from dataset_builder.volumes import volume_row
+from dataset_builder.workers import Workers, open_workers, sendable
+from em_bench_eval import __version__
 from em_bench_eval.errors import InputError
-from em_bench_eval.schema import Record, Volume
-from lpa.plan import replace_folder
+from em_bench_eval.schema import Volume
+
+DECLARED_BY_USER = "local"  # the source whose facts are in a spec file
 
 
 @dataclass(frozen=True)
@@ -45,93 +49,241 @@ class Job:
     def of(cls, name: str, raw: Path | None, options: Mapping[str, str]) -> Job:
         """Find the raw folder and check the options, so that faults show before any work."""
         source = load_source(name)
-        return cls(source, source.find(raw), source.resolve_options(options))
+        resolved = source.resolve_options(options)
+        if name == DECLARED_BY_USER:
+            from dataset_builder.sources.local import declare
+
+            source = declare(resolved)  # name, licence and annotation are those of the user's spec
+            resolved = dict(source.options)
+        found = source.find(raw)
+        return cls(source, None if found is None else found.absolute(), resolved)
 
     def volumes(self) -> Iterator[Volume]:
         """Yield the volumes of this source."""
         yield from self.source.volumes(self.raw, self.options)
 
+    def as_json(self) -> dict[str, object]:
+        """Return what decides which volumes this is."""
+        return {
+            "source": self.source.info.name,
+            "raw": None if self.raw is None else str(self.raw),
+            "options": dict(self.options),
+        }
 
-def build(jobs: Sequence[Job], out: Path, policy: SplitPolicy, *, overwrite: bool = False) -> Stats:
+
+def build(
+    jobs: Sequence[Job],
+    out: Path,
+    policy: SplitPolicy,
+    limits: Limits | None = None,
+    *,
+    workers: int = 1,
+    scheduler: str | None = None,
+    overwrite: bool = False,
+    restart: bool = False,
+) -> Stats:
     """Build the dataset folder ``out`` from all jobs and return what is in it.
 
-    Raises ``InputError`` for unusable input, a split that leaks, a target that exists, a full disk; ``out`` is then
-    untouched and nothing else is left behind.
+    Args:
+        jobs: the sources, in the order of their rows.
+        out: the folder to make.
+        policy: how volumes are divided, or ``split_file.PublishedSplits``.
+        limits: tile and smallest instance size, and what fits in memory.
+        workers: processes; 1 is this one.
+        scheduler: address of a ``dask.distributed`` scheduler that takes the place of ``workers``; its workers must see
+            raw data and ``out`` under the same paths.
+        overwrite: replace an earlier dataset ``out`` once the new one is complete.
+        restart: discard what an interrupted build left, instead of continuing it.
+
+    Raises:
+        InputError: unusable input, a split that leaks, a target that exists, a full disk, an interrupted build with
+            other settings. ``out`` is then untouched.
     """
-    _check_target(out, overwrite)
-    stats = Stats(policy)
-    with _complete_or_nothing(out) as partial:
-        placed = _write_rows(jobs, partial, stats)
-        if not stats.images:
-            raise InputError("the sources hold no slices", remedy="check --raw")
-        check_leaks(placed, policy.gap_nm)
-        for name, text in card.texts(stats, _fingerprint(partial)).items():
-            (partial / name).write_text(text)
-        (partial / "stats.json").write_text(json.dumps(stats.as_json(), indent=2) + "\n")
-    return stats
+    limits = limits or Limits()
+    settings = {
+        "version": __version__,
+        "jobs": [job.as_json() for job in jobs],
+        "policy": policy.as_json(),
+        "limits": asdict(limits),
+    }
+    with (
+        partial_folder(out, settings, lambda: _check_target(out, overwrite), restart=restart) as partial,
+        open_workers(scheduler, workers) as pool,
+    ):
+        names = _make_volumes(jobs, policy, limits, partial, pool)
+        sources = {job.source.info.name: job.source.info for job in jobs}
+        options = {job.source.info.name: job.options for job in jobs if job.source.info.name in source_names()}
+        stats = Stats(policy, limits.published(), sources, options=options)
+        _publish(stats, names, partial, pool)
+        return stats
 
 
-def _write_rows(jobs: Sequence[Job], folder: Path, stats: Stats) -> list[Placed]:
-    """Write volumes and rows of all jobs below ``folder``; return where each row was placed."""
-    writers: dict[tuple[str, str], ShardWriter] = {}
-    listing = ShardWriter(folder, "volumes", volume_features())
-    placed: list[Placed] = []
-    columns = features()
-    try:
-        for job in jobs:
-            info = job.source.info
-            stats.sources[info.name] = info
+def _make_volumes(
+    jobs: Sequence[Job], policy: SplitPolicy, limits: Limits, partial: Partial, pool: Workers
+) -> list[str]:
+    """Make rows and arrays of all volumes; return their names in the journal, in order."""
+    names: dict[str, None] = {}  # in order
+
+    def blueprints() -> Iterator[Blueprint]:
+        for number, job in enumerate(jobs):
+            if f"job {number}" in partial.journal and not job.source.folders:  # generated: costs time to make again
+                names.update(dict.fromkeys(partial.journal[f"job {number}"]))
+                continue
+            first = len(names)
             for volume in job.volumes():
-                if volume.volume_id in stats.volumes:
+                name = f"volume {volume.volume_id}"
+                if name in names:
                     raise InputError(f"two volumes are called {volume.volume_id}", remedy="rename one in its source")
-                stats.volumes[volume.volume_id] = info.name
-                instances, organelle_of = instances_of(volume)
-                for organelle in volume.annotated:
-                    stats.instances[info.name, str(organelle)] += sum(o is organelle for o in organelle_of.values())
-                part = part_of(volume)
-                rows = records_of(volume, info, stats.policy, instances, organelle_of)
-                total = len(stats.policy.folds_of(volume))
-                for record in tqdm(rows, volume.volume_id, total, unit="slice"):
-                    key = (part, record.fold)
-                    if key not in writers:
-                        writers[key] = ShardWriter(folder / "data" / part, record.fold, columns)
-                    writers[key].add(as_row(record))
-                    stats.count(record, part)
-                    placed.append(_place(record))
-                write_volume(folder / "volumes" / f"{volume.volume_id}.zarr", volume, info, instances, organelle_of)
-                listing.add(volume_row(volume, info, "volumes", stats.policy.domain_of(volume), organelle_of))
-        for writer in writers.values():
-            writer.close()
-        for path in listing.close():
-            path.rename(folder / "volumes.parquet")
-    except BaseException:
-        for writer in (*writers.values(), listing):
-            writer.abandon()
-        raise
-    return placed
+                names[name] = None
+                if name in partial.journal:
+                    _check_unchanged(volume, partial.journal[name])
+                    continue
+                yield _blueprint(job, volume, policy, limits, partial.dataset, partial.work)
+            finished.append((f"job {number}", list(names)[first:]))
+
+    def finish(blueprint: Blueprint, result: dict[str, Any]) -> None:
+        volume = blueprint.volume
+        result |= _described(blueprint, result["instances"])
+        partial.journal.add(f"volume {volume.volume_id}", result)
+        for draft in ("ids.zarr", "classes"):
+            shutil.rmtree(blueprint.work / draft, ignore_errors=True)
+        for array in blueprint.work.glob("*.npy"):
+            array.unlink()
+
+    finished: list[tuple[str, list[str]]] = []
+    bar = tqdm(desc="building", unit="volume", file=sys.stderr)
+    for fits, group in itertools.groupby(blueprints(), key=lambda blueprint: blueprint.fits_in_memory):
+        if fits:
+            for blueprint, result in pool.run(_whole_volume, _sendable(group, pool)):
+                finish(blueprint, result)
+                bar.update()
+        else:
+            for blueprint in group:
+                finish(blueprint, _large_volume(next(_sendable([blueprint], pool)), partial.journal, pool))
+                bar.update()
+    bar.close()
+    for name, volumes in finished:
+        if name not in partial.journal:
+            partial.journal.add(name, volumes)
+    return list(names)
 
 
-def _fingerprint(folder: Path) -> str:
-    """Hash the names and contents of all parquet files below ``folder``."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.parquet")):
-        digest.update(str(path.relative_to(folder)).encode())
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()[:16]
-
-
-def _place(record: Record) -> Placed:
-    return Placed(
-        volume_id=record.volume_id,
-        slice=record.slice,
-        slice_nm=record.voxel_size_nm[0],
-        specimen=record.specimen,
-        fold=record.fold,
-        domain=record.domain,
-        fingerprint=perceptual_hash(record.image),
+def _blueprint(job: Job, volume: Volume, policy: SplitPolicy, limits: Limits, dataset: Path, work: Path) -> Blueprint:
+    return Blueprint(
+        volume=volume,
+        info=job.source.info,
+        policy=policy,
+        limits=limits,
+        window=window_of(volume),
+        zarr=dataset / "volumes" / f"{volume.volume_id}.zarr",
+        work=work / volume.volume_id,
     )
+
+
+def _sendable(blueprints: Iterable[Blueprint], pool: Workers) -> Iterator[Blueprint]:
+    for blueprint in blueprints:
+        if pool.workers == 1:
+            yield blueprint
+        else:
+            boxes = stages.boxes_of(blueprint)
+            yield replace(blueprint, volume=sendable(blueprint.volume, blueprint.work, boxes))
+
+
+def _whole_volume(blueprint: Blueprint) -> tuple[Blueprint, dict[str, Any]]:
+    return blueprint, stages.whole_volume(blueprint)
+
+
+def _large_volume(blueprint: Blueprint, journal: Journal, pool: Workers) -> dict[str, Any]:
+    """Do all stages of one volume, box by box; finished boxes of an interrupted run are not done again."""
+    volume = blueprint.volume
+    boxes = [Task(blueprint, box) for box in stages.boxes_of(blueprint)]
+    blueprint.work.mkdir(parents=True, exist_ok=True)
+
+    def each(stage: str, function: Callable[[Task], dict[str, Any]], tasks: Sequence[Task]) -> list[dict[str, Any]]:
+        keys = [f"{stage} {volume.volume_id} {task.group} {task.level} {task.name}" for task in tasks]
+        todo = [(key, function, task) for key, task in zip(keys, tasks, strict=True) if key not in journal]
+        done = len(tasks) - len(todo)
+        label = f"{volume.volume_id}: {stage}"
+        for key, result in tqdm(
+            pool.run(_named, todo), label, len(tasks), initial=done, unit="box", leave=False, file=sys.stderr
+        ):
+            journal.add(key, result)
+        return [journal[key] for key in keys]
+
+    id_dtype = volume.instances.dtype if volume.instances is not None else "uint32"
+    if volume.semantic is not None:
+        stages.create_classes(blueprint)
+        each("reading labels", stages.copy_classes, boxes)
+        labelled = f"labelling {volume.volume_id}"
+        if labelled not in journal:
+            stages.label_volume(blueprint, pool.workers)
+            journal.add(labelled, {})
+    if blueprint.limits.min_size_nm3:
+        each("measuring instances", stages.count_specks, boxes)
+        stages.name_instances(blueprint)
+    blueprint.pyramids.create(id_dtype)
+    parts = each("writing rows", stages.store_box, boxes)
+    for level in stages.reduce_stages(blueprint):
+        each("reducing", stages.reduce_box, level)
+    parts += each("writing rows along y and x", stages.cross_box, stages.cross_tasks(blueprint))
+    return stages.volume_result(blueprint, parts)
+
+
+def _named(job: tuple[str, Callable[[Task], dict[str, Any]], Task]) -> tuple[str, dict[str, Any]]:
+    key, function, task = job
+    return key, function(task)
+
+
+def _described(blueprint: Blueprint, counts: Mapping[str, int]) -> dict[str, Any]:
+    """Return what the whole dataset must know of a finished volume, as JSON."""
+    volume, info, policy = blueprint.volume, blueprint.info, blueprint.policy
+    return {
+        "source": info.name,
+        "part": part_of(volume),
+        "slice_nm": volume.voxel_size.z,
+        "annotated": [str(organelle) for organelle in volume.annotated],
+        "split": policy.entry_of(volume),
+        "listing": volume_row(volume, info, "volumes", policy.domain_of(volume), counts),
+        "identity": _identity(volume),
+    }
+
+
+def _identity(volume: Volume) -> str:
+    """Hash what a source declares of a volume."""
+    declared = [
+        volume.volume_id, [int(size) for size in volume.image.shape], list(volume.voxel_size), volume.source,
+        volume.specimen, sorted(map(str, volume.annotated)), volume.ignore is None, volume.semantic is None,
+        volume.published_fold, sorted(volume.provenance.items()),
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(declared).encode()).hexdigest()[:16]
+
+
+def _check_unchanged(volume: Volume, result: Mapping[str, Any]) -> None:
+    if result["identity"] != _identity(volume):
+        raise InputError(
+            f"volume {volume.volume_id} has changed since the unfinished build began",
+            expected="the raw data and options that it began with",
+            remedy="discard the unfinished build with --restart",
+        )
+
+
+def _publish(stats: Stats, names: Sequence[str], partial: Partial, pool: Workers) -> None:
+    """Count and check the whole, and write everything that is not of one volume."""
+    policy = stats.policy
+    placed: list[Placed] = []
+    for name in names:
+        result = partial.journal[name]
+        stats.add(result)
+        placed += assemble.placed(result)
+    try:
+        label_only = [not result["listing"]["has_image"] for result in map(partial.journal.__getitem__, names)]
+        if not stats.images and not any(label_only):
+            raise InputError("the sources hold no slices", remedy="check --raw")
+        policy.check_complete(result["listing"]["volume_id"] for result in map(partial.journal.__getitem__, names))
+        check_leaks(placed, policy.gap_nm)
+    except InputError as error:
+        raise UnusableDataset(error.problem, found=error.found, expected=error.expected, remedy=error.remedy) from error
+    assemble.write_dataset(names, partial, pool, stats, policy)
 
 
 def _check_target(out: Path, overwrite: bool) -> None:
@@ -156,45 +308,13 @@ def _check_target(out: Path, overwrite: bool) -> None:
         )
 
 
-@contextmanager
-def _complete_or_nothing(out: Path) -> Iterator[Path]:
-    """Give a hidden folder that becomes ``out`` if the block ends well, and vanishes if it does not."""
-    parent = out.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    for stale in parent.glob(f".{out.name}.partial-*"):
-        if not _is_running(stale.name.rpartition("-")[2]):
-            shutil.rmtree(stale, ignore_errors=True)  # left by a killed build
-    partial = parent / f".{out.name}.partial-{os.getpid()}"
-    partial.mkdir()
-    try:
-        yield partial
-        replace_folder(partial, out)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise InputError(
-            f"no space left while building {out}",
-            found=f"{shutil.disk_usage(parent).free / 1e6:.0f} MB free in {parent} with the unfinished build",
-            remedy="free space or choose --out on another disk, then run the same command again",
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _is_running(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def rows(jobs: Sequence[Job], policy: SplitPolicy) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ``(part, row)`` for every published row of all jobs, without writing anything."""
-    for job in jobs:
-        for volume in job.volumes():
-            instances, organelle_of = instances_of(volume)
-            for record in records_of(volume, job.source.info, policy, instances, organelle_of):
-                yield part_of(volume), as_row(record)
+def rows(
+    jobs: Sequence[Job], policy: SplitPolicy, limits: Limits | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield ``(part, row)`` for every published row of all jobs, in order, without making a dataset folder."""
+    with tempfile.TemporaryDirectory(prefix="em-bench-") as folder:
+        for job in jobs:
+            for volume in job.volumes():
+                blueprint = _blueprint(job, volume, policy, limits or Limits(), Path(folder), Path(folder))
+                for row in stages.rows_of(blueprint):
+                    yield part_of(volume), row

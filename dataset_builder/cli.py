@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dataset_builder.source import load_source, source_names
+from dataset_builder.source import Source, load_source, source_names
 from em_bench_eval.errors import InputError, unknown_name
 from em_bench_eval.schema import SourceInfo
+
+if TYPE_CHECKING:
+    from dataset_builder.splits import SplitPolicy
 
 BUILD_EXAMPLES = """examples:
   em-bench build --source phantom --out em-organelle-wild
@@ -18,6 +23,12 @@ BUILD_EXAMPLES = """examples:
       three public sets; DIR holds their unpacked downloads (em-bench sources NAME shows each layout)
   em-bench build --source phantom --option phantom.shape=32,128,128 --option phantom.seed=7 --out small
 
+  em-bench build --spec spec.yaml --out private
+      your own volumes; em-bench inspect PATH drafts the spec
+  em-bench build --source phantom --out em-organelle-wild --dry-run
+      what would be built: volumes, rows, bytes, folds
+
+An interrupted build (also by kill -9) is continued by the same command.
 Then: python -c "from datasets import load_dataset; print(load_dataset('em-organelle-wild'))"
 """
 
@@ -40,10 +51,11 @@ def sources(argv: Sequence[str]) -> int:
             print(f"option --option {name}.{option}=VALUE (default {default})")
         print(f"\n{info.citation}")
         return 0
-    rows = [("source", "modality", "voxel nm (z, y, x)", "organelles", "licence")]
+    rows = [("source", "modality", "voxel nm (z, y, x)", "organelles (annotation)", "download", "licence")]
     for known in source_names():
-        info = load_source(known).info
-        rows.append((known, info.modality, _voxel(info), ", ".join(map(str, info.annotated)), info.licence))
+        source = load_source(known)
+        info = source.info
+        rows.append((known, info.modality, _voxel(info), _annotated(info), _download_size(source), info.licence))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -55,11 +67,12 @@ def build(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="em-bench build",
         description="Build the benchmark dataset folder: parquet rows for load_dataset, OME-Zarr volumes, a card. "
-        "All or nothing: an interrupted build leaves an earlier dataset as it was.",
+        "All or nothing: until the new dataset is complete, an earlier one stays as it was.",
         epilog=BUILD_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--source", action="append", required=True, metavar="NAME", help="repeat for several")
+    parser.add_argument("--source", action="append", default=[], metavar="NAME", help="repeat for several")
+    parser.add_argument("--spec", metavar="FILE", help="your own volumes: --source local --option local.spec=FILE")
     parser.add_argument("--raw", type=Path, metavar="DIR", help="folder with the unpacked downloads of the sources")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the dataset folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier dataset once the new is complete")
@@ -67,31 +80,95 @@ def build(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--hold-out", action="append", default=[], metavar="SPECIMEN", help="test only on this specimen group"
     )
-    parser.add_argument("--gap-nm", type=float, default=40.0, help="distance between folds in a volume (default 40)")
+    parser.add_argument("--gap-nm", type=float, help="distance between folds in a volume (default 40)")
+    parser.add_argument(
+        "--axes",
+        choices=("acquisition", "all"),
+        help="slice along z (default), or isotropic volumes along z, y and x, each image within one fold's slab",
+    )
+    parser.add_argument("--splits", type=Path, metavar="FILE", help="divide exactly as the splits.json of a dataset")
+    parser.add_argument(
+        "--max-side", type=int, default=2048, metavar="PIXELS", help="cut larger slices into tiles (default 2048)"
+    )
+    parser.add_argument("--min-size-nm3", type=float, default=0.0, metavar="NM3", help="drop smaller instances")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default 1)")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="a dask.distributed scheduler instead of --workers")
+    parser.add_argument("--restart", action="store_true", help="discard what an interrupted build left")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be built, and write nothing")
     arguments = parser.parse_args(argv)
 
-    chosen = list(dict.fromkeys(arguments.source))
+    chosen = list(dict.fromkeys([*arguments.source, *["local"] * (arguments.spec is not None)]))
+    if not chosen:
+        raise InputError("nothing to build from", expected="--source NAME or --spec FILE", remedy="em-bench sources")
     for name in chosen:
         if name not in source_names():
             raise unknown_name("source", name, source_names())
-    if not arguments.gap_nm >= 0:
+    if arguments.gap_nm is not None and not arguments.gap_nm >= 0:
         raise InputError("--gap-nm is a distance", found=arguments.gap_nm, expected="0 or more nm")
-    options = _options(arguments.option, chosen)
+    if not arguments.min_size_nm3 >= 0:
+        raise InputError("--min-size-nm3 is a volume", found=arguments.min_size_nm3, expected="0 or more nm^3")
+    if arguments.max_side < 64 or arguments.max_side % 64:
+        raise InputError("--max-side is a tile edge", found=arguments.max_side, expected="a multiple of 64 pixels")
+    if arguments.workers < 1:
+        raise InputError("--workers build the dataset", found=arguments.workers, expected="1 or more")
+    given = list(arguments.option)
+    if arguments.spec is not None:
+        given.append(f"local.spec={Path(arguments.spec).absolute()}")
+    options = _options(given, chosen)
 
     from dataset_builder.build import Job
     from dataset_builder.build import build as build_dataset
-    from dataset_builder.splits import SplitPolicy
+    from dataset_builder.stages import Limits
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill cleans up like Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C
+    policy = _policy(arguments)
     jobs = [Job.of(name, arguments.raw, options.get(name, {})) for name in chosen]
-    policy = SplitPolicy(gap_nm=arguments.gap_nm, held_out=frozenset(arguments.hold_out))
-    stats = build_dataset(jobs, arguments.out, policy, overwrite=arguments.overwrite)
+    limits = Limits(arguments.max_side, arguments.min_size_nm3)
+    if arguments.dry_run:
+        from dataset_builder.preview import preview
+
+        print(preview(jobs, policy, limits))
+        return 0
+    try:
+        stats = build_dataset(
+            jobs,
+            arguments.out,
+            policy,
+            limits,
+            workers=arguments.workers,
+            scheduler=arguments.scheduler,
+            overwrite=arguments.overwrite,
+            restart=arguments.restart,
+        )
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        raise
 
     print(f"{arguments.out}: {sum(stats.images.values())} images from {len(stats.volumes)} volumes")
     for (part, fold, domain, source), images in sorted(stats.images.items()):
         print(f"  {part:<13} {fold:<10} domain {domain:<3}  {source:<14} {images:>6} images")
     print(f'load it: datasets.load_dataset("{arguments.out}")')
     return 0
+
+
+def _policy(arguments: argparse.Namespace) -> SplitPolicy:
+    from dataset_builder.split_file import read_split_file
+    from dataset_builder.splits import SplitPolicy
+
+    rules = {"--gap-nm": arguments.gap_nm, "--axes": arguments.axes, "--hold-out": arguments.hold_out or None}
+    if arguments.splits is None:
+        return SplitPolicy(
+            gap_nm=40.0 if arguments.gap_nm is None else arguments.gap_nm,
+            held_out=frozenset(arguments.hold_out),
+            axes=arguments.axes or "acquisition",
+        )
+    clash = [name for name, value in rules.items() if value is not None]
+    if clash:
+        raise InputError(
+            f"--splits and {', '.join(clash)} contradict each other",
+            expected="--splits alone: the file says how every volume is divided",
+        )
+    return read_split_file(arguments.splits)
 
 
 def _options(given: Sequence[str], chosen: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -122,3 +199,27 @@ def _describe(info: SourceInfo) -> str:
 
 def _voxel(info: SourceInfo) -> str:
     return "several" if info.voxel_size is None else ", ".join(f"{nm:g}" for nm in info.voxel_size)
+
+
+def _annotated(info: SourceInfo) -> str:
+    """Group the organelles by how they were annotated: ``mito, nucleus (manual); er (model)``."""
+    kinds: dict[str, list[str]] = {}
+    for organelle, kind in info.annotated.items():
+        kinds.setdefault(kind, []).append(str(organelle))
+    return "; ".join(f"{', '.join(organelles)} ({kind})" for kind, organelles in kinds.items()) or "as declared"
+
+
+def _download_size(source: Source) -> str:
+    if not source.downloads:
+        return "as needed" if source.remote else "by hand" if source.folders else "-"
+    size = source.download_bytes
+    return "size unknown" if size is None else format_bytes(size)
+
+
+def format_bytes(size: float) -> str:
+    """Write a size with a decimal unit, as ``1.3 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

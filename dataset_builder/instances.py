@@ -1,55 +1,189 @@
-"""Volume to instances: published ids are kept, semantic labels go through label propagation."""
+"""Volume to instances: published ids are kept, semantic labels go through label propagation.
+
+Volumes that fit in memory are labelled there, larger ones on disk (``lpa.label_zarr``); the ids are the same.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 import lpa
+from dataset_builder.layout import Box
+from dataset_builder.numbering import IdTable
+from dataset_builder.records import class_table
 from em_bench_eval.errors import InputError
-from em_bench_eval.schema import ORGANELLES, Organelle, Volume
+from em_bench_eval.schema import ORGANELLES, Array3D, Organelle, Volume
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The instance ids of a volume and the class of each of its voxels, read box by box.
+
+    ``classes`` is given, parallel to ``ids``, or follows from ``class_of``. ``name_of`` renames ids (0: dropped).
+    """
+
+    ids: Array3D
+    classes: Array3D | None = None
+    class_of: IdTable | None = None
+    name_of: IdTable | None = None
+    where: str = ""
+
+    def read(self, box: Box) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
+        """Return ids and classes of a box. Raises ``InputError`` for an id without an organelle."""
+        ids = np.asarray(self.ids[box])
+        if self.classes is not None:
+            classes = np.asarray(self.classes[box])
+        else:
+            assert self.class_of is not None, "one of the two is given"
+            classes = self.class_of[ids]
+            if (classes[ids > 0] == 0).any():
+                raise _orphans(self.where, np.unique(ids[(ids > 0) & (classes == 0)]))
+        if self.name_of is not None:
+            ids = self.name_of[ids].astype(ids.dtype)
+            classes = np.where(ids > 0, classes, 0).astype(np.uint8)
+        return ids, classes
+
+
+def _orphans(where: str, orphans: npt.NDArray[Any]) -> InputError:
+    return InputError(
+        f"{where}: instances without an organelle",
+        found=f"{len(orphans)} ids, first {orphans[:5].tolist()}",
+        expected="an organelle for every id",
+        remedy="complete organelle_of where the volume is declared",
+    )
+
+
+def checked_classes(semantic: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8]:
+    """Return class numbers as uint8; a class that is no organelle is an ``InputError``."""
+    if semantic.size and (int(semantic.max()) > len(ORGANELLES) or int(semantic.min()) < 0):
+        raise InputError(
+            f"{where}: unknown semantic classes",
+            found=sorted(set(np.unique(semantic).tolist()) - set(range(len(ORGANELLES) + 1))),
+            expected=f"0 to {len(ORGANELLES)}: background, {', '.join(ORGANELLES)}",
+            remedy="map the source's classes to organelles where the volume is declared",
+        )
+    return semantic.astype(np.uint8, copy=False)
+
+
+def labels_in_memory(volume: Volume) -> Labels:
+    """Label a volume in memory: compact ids in the order of their first voxel; published ids are left as they are."""
+    if volume.semantic is None:
+        assert volume.instances is not None, "Volume holds one of the two"
+        return Labels(volume.instances, class_of=class_table(volume.organelle_of), where=volume.volume_id)
+    semantic = checked_classes(np.asarray(volume.semantic[:]), volume.volume_id)
+    ids = lpa.label(semantic, lpa.DEFAULT_CONNECTIVITY, relabel="compact")
+    return Labels(ids, semantic, where=volume.volume_id)
+
+
+def labels_on_disk(volume: Volume, work: Path) -> Labels:
+    """Open what the stages ``copy_classes`` and ``label_volume`` left in ``work``; cheap, for use in any process."""
+    from dataset_builder.volumes import open_array  # imports tensorstore
+
+    names = work / "names.npz"
+    name_of = None
+    if names.exists():
+        with np.load(names) as table:
+            name_of = IdTable(table["ids"], table["names"])
+    if volume.semantic is None:
+        assert volume.instances is not None, "Volume holds one of the two"
+        return Labels(volume.instances, None, class_table(volume.organelle_of), name_of, volume.volume_id)
+    ids, classes = Stored(open_array(work / "ids.zarr" / "s0")), Stored(open_array(work / "classes"))
+    return Labels(ids, classes, None, name_of, volume.volume_id)
+
+
+class Stored:
+    """A tensorstore array that is read when it is indexed, as numpy."""
+
+    def __init__(self, array: Any):
+        self._array = array
+        self.shape: tuple[int, ...] = tuple(array.shape)
+        self.dtype: np.dtype[Any] = array.dtype.numpy_dtype
+
+    def __getitem__(self, index: Any, /) -> npt.NDArray[Any]:
+        return np.asarray(self._array[index].read().result())
+
+
+def count_voxels(ids: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    """Return the ids of a box, ascending and without background, and their number of voxels."""
+    flat = ids.ravel()
+    # runs first: ids repeat, so far fewer values are sorted
+    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]])) if flat.size else np.zeros(0, np.intp)
+    values, which = np.unique(flat[starts], return_inverse=True)
+    counts = np.bincount(which, np.diff(starts, append=flat.size), len(values)).astype(np.int64)
+    kept = values != 0
+    return values[kept].astype(np.uint64), counts[kept]
+
+
+def names_without_specks(
+    counted: Iterable[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]], smallest_voxels: float, compact: bool
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """Return all ids and their new names: 0 below ``smallest_voxels``; else 1..N in order if ``compact``, or the same.
+
+    ``counted`` holds ``count_voxels`` of every box of the volume.
+    """
+    parts = list(counted)
+    ids, which = np.unique(np.concatenate([part for part, _ in parts]), return_inverse=True)
+    voxels = np.bincount(which, np.concatenate([part for _, part in parts]), len(ids))
+    kept = voxels >= smallest_voxels
+    names = np.where(kept, np.cumsum(kept).astype(np.uint64) if compact else ids, np.uint64(0))
+    return ids, names
 
 
 def instances_of(volume: Volume) -> tuple[npt.NDArray[Any], dict[int, Organelle]]:
-    """Return the ``(z, y, x)`` instance ids of a volume, and the organelle of each id.
+    """Return the ``(z, y, x)`` instance ids of a whole volume in memory, and the organelle of each id.
 
-    Semantic labels become instances by ``lpa.label`` with the default connectivity of each organelle, ids in the
-    order of their first voxel. Raises ``InputError`` for a class that is no organelle and an id without an organelle.
+    Raises ``InputError`` for a class that is no organelle and an id without an organelle.
     """
-    if volume.semantic is not None:
-        semantic = np.asarray(volume.semantic[:])
-        strangers = sorted(set(np.unique(semantic).tolist()) - set(range(len(ORGANELLES) + 1)))
-        if strangers:
-            raise InputError(
-                f"{volume.volume_id}: unknown semantic classes",
-                found=strangers,
-                expected=f"0 to {len(ORGANELLES)}: background, {', '.join(ORGANELLES)}",
-                remedy="map the source's classes to organelles where the volume is declared",
-            )
-        instances = lpa.label(semantic, lpa.DEFAULT_CONNECTIVITY, relabel="compact")
-        ids, first = np.unique(instances, return_index=True)
-        classes = semantic.ravel()[first]
-        named = {int(id_): list(Organelle)[int(value) - 1] for id_, value in zip(ids, classes, strict=True) if id_}
-        return instances, named
-    assert volume.instances is not None, "Volume holds one of the two"
-    instances = np.asarray(volume.instances[:])
-    present = np.unique(instances)
-    orphans = [int(id_) for id_ in present if id_ and int(id_) not in volume.organelle_of]
-    if orphans:
-        raise InputError(
-            f"{volume.volume_id}: instances without an organelle",
-            found=f"{len(orphans)} ids, first {orphans[:5]}",
-            expected="an organelle for every id",
-            remedy="complete organelle_of where the volume is declared",
+    everything = (slice(0, volume.image.shape[0]), slice(0, volume.image.shape[1]), slice(0, volume.image.shape[2]))
+    ids, classes = labels_in_memory(volume).read(everything)
+    values, first = np.unique(ids, return_index=True)
+    of_value = classes.ravel()[first]
+    known = list(Organelle)
+    return ids, {int(id_): known[int(class_) - 1] for id_, class_ in zip(values, of_value, strict=True) if id_}
+
+
+@dataclass(frozen=True)
+class InstanceTable:
+    """One row per instance: where it is and how large. Tables of boxes of one volume add up.
+
+    ``ids`` ascending; ``voxels``; ``boxes (n, 6)``: z0, y0, x0, z1, y1, x1, half-open; ``classes``: Organelle.label_id.
+    """
+
+    ids: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    classes: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    voxels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    boxes: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 6), np.int64))
+
+    @classmethod
+    def merged(cls, tables: Iterable[InstanceTable]) -> InstanceTable:
+        """Add tables of disjoint boxes."""
+        parts = [table for table in tables if len(table.ids)]
+        if not parts:
+            return cls()
+        every = np.concatenate([table.ids for table in parts])
+        order = np.argsort(every, kind="stable")
+        ids, starts = np.unique(every[order], return_index=True)
+        boxes = np.concatenate([table.boxes for table in parts])[order]
+        return cls(
+            ids,
+            np.concatenate([table.classes for table in parts])[order][starts],
+            np.add.reduceat(np.concatenate([table.voxels for table in parts])[order], starts),
+            np.concatenate(
+                [np.minimum.reduceat(boxes[:, :3], starts), np.maximum.reduceat(boxes[:, 3:], starts)], axis=1
+            ),
         )
-    return instances, {int(id_): volume.organelle_of[int(id_)] for id_ in present if id_}
 
+    def counts(self) -> Mapping[str, int]:
+        """Return the number of instances of each organelle."""
+        return {str(organelle): int((self.classes == organelle.label_id).sum()) for organelle in Organelle}
 
-def semantic_of(instances: npt.NDArray[Any], organelle_of: dict[int, Organelle]) -> npt.NDArray[np.uint8]:
-    """Return the semantic map of an instance map: ``Organelle.label_id`` for every voxel, 0 background."""
-    table = np.zeros(max(organelle_of, default=0) + 1, np.uint8)
-    for id_, organelle in organelle_of.items():
-        table[id_] = organelle.label_id
-    return np.asarray(table[instances])
+    def organelle_of(self) -> dict[int, Organelle]:
+        """Return the organelle of each instance."""
+        known = list(Organelle)
+        return {id_: known[class_ - 1] for id_, class_ in zip(self.ids.tolist(), self.classes.tolist(), strict=True)}

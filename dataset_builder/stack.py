@@ -14,20 +14,23 @@ from em_bench_eval.errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
 Decode = Callable[[npt.NDArray[Any], Path], npt.NDArray[Any]]
+Read = Callable[[Path], npt.NDArray[Any]]
 
 
 class ImageStack:
     """Slices of one volume, read when they are indexed.
 
     ``decode(array, path)`` turns the pixels of one file into what the volume holds: the image itself, a semantic map,
-    instance ids. The shape is taken from the first file and every other file must have it.
+    instance ids. The shape is taken from the first file and every other file must have it. ``read(path)`` reads one
+    file, by default ``read_gray``.
     """
 
-    def __init__(self, files: Sequence[Path], dtype: npt.DTypeLike, decode: Decode):
+    def __init__(self, files: Sequence[Path], dtype: npt.DTypeLike, decode: Decode, read: Read | None = None):
         self.files = list(files)
         self.dtype = np.dtype(dtype)
         self._decode = decode
-        self.shape = (len(self.files), *read_gray(self.files[0]).shape)
+        self._read = read or read_gray
+        self.shape = (len(self.files), *self._read(self.files[0]).shape)
 
     def __getitem__(self, index: Any) -> npt.NDArray[Any]:
         z, *inside = index if isinstance(index, tuple) else (index,)
@@ -41,7 +44,7 @@ class ImageStack:
 
     def _slice(self, z: int) -> npt.NDArray[Any]:
         path = self.files[z]
-        pixels = read_gray(path)
+        pixels = self._read(path)
         if pixels.shape != self.shape[1:]:
             raise InputError(
                 f"{path} has another size than its volume",
@@ -75,6 +78,24 @@ def read_gray(path: Path) -> npt.NDArray[Any]:
             expected="a complete PNG or TIFF file",
             remedy="the file is truncated or no image: download it again",
         ) from error
+
+
+def read_gray_in_colour(path: Path) -> npt.NDArray[np.uint8]:
+    """Read a gray image that was stored as RGB or RGBA (some label sets are); real colours are ``InputError``."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        if image.mode not in ("RGB", "RGBA"):
+            return read_gray(path)
+        pixels = np.asarray(image)[..., :3]
+    if not (pixels == pixels[..., :1]).all():
+        raise InputError(
+            f"{path} has colours",
+            found="red, green and blue that differ",
+            expected="gray, stored as gray or as colour",
+            remedy="download the published label again",
+        )
+    return np.asarray(pixels[..., 0])
 
 
 def list_slices(folder: Path) -> dict[int, Path]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from dataset_builder.splits import Part, SplitPolicy
-from em_bench_eval.schema import FOLDS, Record, SourceInfo
+from em_bench_eval import __version__
+from em_bench_eval.schema import FOLDS, SourceInfo
 
 FORMAT = "em-organelle-wild dataset v1"
 
@@ -16,17 +19,27 @@ class Stats:
     """Counts by part, fold, domain, source and organelle."""
 
     policy: SplitPolicy
+    settings: Mapping[str, float] = field(default_factory=dict)  # tile and smallest instance size
     sources: dict[str, SourceInfo] = field(default_factory=dict)
     volumes: dict[str, str] = field(default_factory=dict)  # volume id -> source
     images: Counter[tuple[Part, str, str, str]] = field(default_factory=Counter)  # part, fold, domain, source
     objects: Counter[tuple[str, str]] = field(default_factory=Counter)  # source, organelle: instances seen in slices
     instances: Counter[tuple[str, str]] = field(default_factory=Counter)  # source, organelle: instances in volumes
+    options: Mapping[str, Mapping[str, str]] = field(
+        default_factory=dict
+    )  # of each source of ours; never of a user's spec
 
-    def count(self, record: Record, part: Part) -> None:
-        """Add one published row."""
-        self.images[part, record.fold, record.domain, record.source] += 1
-        for entry in record.objects:
-            self.objects[record.source, str(entry.organelle)] += 1
+    def add(self, result: Mapping[str, Any]) -> None:
+        """Add a finished volume: its entry in the journal (``build``)."""
+        source, domain = result["source"], result["split"]["domain"]
+        self.volumes[result["volume_id"]] = source
+        for part in result["parts"]:
+            for row in part["rows"]:
+                self.images[result["part"], row[0], domain, source] += 1
+            for organelle, objects in part["objects"].items():
+                self.objects[source, organelle] += objects
+        for organelle in result["annotated"]:
+            self.instances[source, organelle] += result["instances"][organelle]
 
     def folds_in(self, part: Part | None = None) -> dict[str, int]:
         """Images per fold, of one part or of all."""
@@ -40,9 +53,12 @@ class Stats:
         """Return the content of ``stats.json``."""
         return {
             "format": FORMAT,
+            "version": __version__,
             "images": sum(self.images.values()),
             "volumes": len(self.volumes),
-            "policy": {**asdict(self.policy), "held_out": sorted(self.policy.held_out)},
+            "policy": self.policy.as_json(),
+            "settings": dict(self.settings),
+            "options": {source: dict(options) for source, options in self.options.items()},
             "images_by": [
                 {"part": part, "fold": fold, "domain": domain, "source": source, "images": images}
                 for (part, fold, domain, source), images in sorted(self.images.items())

@@ -1,73 +1,139 @@
-"""The 3D volumes of the dataset: OME-Zarr 0.5 (zarr v3, sharded) and the table that lists them."""
+"""The 3D volumes of the dataset: OME-Zarr 0.5 (zarr v3, sharded), box by box, and the table that lists them.
+
+::
+
+    <volume_id>.zarr/
+        s0, s1, ...                     image pyramid, uint8
+        labels/instances/s0, s1, ...    instance ids of the volume
+        labels/semantic/s0, s1, ...     Organelle.label_id
+        labels/ignore/s0, s1, ...       1 = nobody annotated this voxel; only where there is such a region
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dataset_builder.instances import semantic_of
+from dataset_builder.layout import Box, Layout, layout_of
+from dataset_builder.pyramid import any_of, average, commonest, levels_of
 from em_bench_eval.schema import Organelle, SourceInfo, Volume
 from lpa.ome_zarr import array_metadata, full_disk_is_os_error, write_group
 
-CHUNK_VOXELS = 64**3
-SHARD = 4  # chunks a side: few files, as the Hub wants
-ZSTD_LEVEL = 3
-SMALLEST_LEVEL = 64  # pixels in plane
+ZSTD_LEVEL = 1  # images are noise to zstd, labels are long runs: higher levels cost time and save little
+LISTED_IN_ATTRIBUTES = 4096  # instances; the organelles of more are in instances.parquet only
+IMAGE = "."  # the image's own group; the others are below labels/
+REDUCE = {IMAGE: average, "labels/instances": commonest, "labels/semantic": commonest, "labels/ignore": any_of}
 
 
-def write_volume(
-    path: Path, volume: Volume, info: SourceInfo, instances: npt.NDArray[Any], organelle_of: Mapping[int, Organelle]
-) -> None:
-    """Write one volume as an OME-Zarr group: the image pyramid, ``labels/instances``, ``labels/semantic``.
+class Pyramids:
+    """The arrays of one volume's folder, made empty at first and filled box by box, in any order, by any process.
 
-    An ignore region becomes ``labels/ignore``. Who the voxels belong to (source, specimen, licence, annotation types)
-    is in the attribute ``em_organelle_wild``.
+    Every file is the content of one box and appears complete, so that a box may safely be written twice.
     """
-    scale_nm = list(volume.voxel_size)
-    levels: list[tuple[str, list[float]]] = []
-    image = np.asarray(volume.image[:])
-    while True:
-        name = f"s{len(levels)}"
-        _write_array(path / name, image)
-        levels.append((name, scale_nm))
-        if min(image.shape[1:]) < 2 * SMALLEST_LEVEL:
-            break
-        # halve z too once it is as fine as the plane, so that voxels tend to cubes
-        factors = (2 if scale_nm[0] <= 1.5 * scale_nm[2] and image.shape[0] > 1 else 1, 2, 2)
-        image = _halve(image, factors)
-        scale_nm = [nm * factor for nm, factor in zip(scale_nm, factors, strict=True)]
-    provenance = {
-        "source": volume.source,
-        "specimen": volume.specimen,
-        "licence": info.licence,
-        "annotated": {str(organelle): kind for organelle, kind in volume.annotated.items()},
-        "organelle_of": {str(id_): str(organelle) for id_, organelle in organelle_of.items()},
-        "provenance": dict(volume.provenance),
-    }
-    ome = {"version": "0.5", "multiscales": [_multiscales(volume.volume_id, levels)]}
-    write_group(path, {"ome": ome, "em_organelle_wild": provenance})
-    labels = {"instances": instances, "semantic": semantic_of(instances, dict(organelle_of))}
-    if volume.ignore is not None:
-        labels["ignore"] = np.asarray(volume.ignore[:]).astype(np.uint8)
-    write_group(path / "labels", {"ome": {"version": "0.5", "labels": list(labels)}})
-    for name, array in labels.items():
-        multiscales = [_multiscales(name, [("s0", list(volume.voxel_size))])]
-        write_group(path / "labels" / name, {"ome": {"version": "0.5", "multiscales": multiscales, "image-label": {}}})
-        _write_array(path / "labels" / name / "s0", array)
+
+    def __init__(self, folder: Path, shape: Sequence[int], voxel_size_nm: Sequence[float], max_side: int, ignore: bool):
+        self.folder = folder
+        self._voxel_size_nm = [float(nm) for nm in voxel_size_nm]
+        self.factors = levels_of(shape, voxel_size_nm)
+        self.layouts = [layout_of(shape, max_side)]
+        for factors in self.factors:
+            size = self.layouts[-1].shape
+            self.layouts.append(layout_of([edge // by for edge, by in zip(size, factors, strict=True)], max_side))
+        self.groups = [name for name in REDUCE if ignore or name != "labels/ignore"]
+
+    def create(self, id_dtype: npt.DTypeLike) -> None:
+        """Make all arrays; those that are there already stay as they are."""
+        for group in self.groups:
+            for level, layout in enumerate(self.layouts):
+                dtype = id_dtype if group == "labels/instances" else np.uint8
+                create_array(self.folder / group / f"s{level}", layout, dtype)
+
+    def write(self, group: str, level: int, box: Box, values: npt.NDArray[Any]) -> None:
+        """Store one box of one level."""
+        with full_disk_is_os_error():
+            open_array(self.folder / group / f"s{level}")[box].write(values).result()
+
+    def read(self, group: str, level: int, box: Box) -> npt.NDArray[Any]:
+        """Read any box of one level."""
+        return np.asarray(open_array(self.folder / group / f"s{level}")[box].read().result())
+
+    def reduce(self, group: str, level: int, box: Box) -> None:
+        """Fill one box of ``level`` from the level before, in pieces of one chunk's depth."""
+        factors = self.factors[level - 1]
+        layout = self.layouts[level]
+        source = open_array(self.folder / group / f"s{level - 1}")
+        reduced = []
+        step = max(1, layout.chunk[0] // 4)
+        for start in range(box[0].start, box[0].stop, step):
+            part = (slice(start, min(start + step, box[0].stop)), *box[1:])
+            fine = tuple(slice(side.start * by, side.stop * by) for side, by in zip(part, factors, strict=True))
+            reduced.append(REDUCE[group](np.asarray(source[fine].read().result()), factors))
+        self.write(group, level, box, np.concatenate(reduced))
+
+    def describe(self, volume: Volume, info: SourceInfo, organelle_of: Mapping[int, Organelle]) -> None:
+        """Write the attributes of all groups; who the voxels belong to is in ``em_organelle_wild``."""
+        about: dict[str, object] = {
+            "source": volume.source,
+            "specimen": volume.specimen,
+            "licence": info.licence,
+            "annotated": {str(organelle): kind for organelle, kind in volume.annotated.items()},
+            "instances": len(organelle_of),
+            "provenance": dict(volume.provenance),
+        }
+        if len(organelle_of) <= LISTED_IN_ATTRIBUTES:
+            about["organelle_of"] = {str(id_): str(organelle) for id_, organelle in sorted(organelle_of.items())}
+        ome = {"version": "0.5", "multiscales": [self._multiscales(volume.volume_id)]}
+        write_group(self.folder, {"ome": ome, "em_organelle_wild": about})
+        names = [group.partition("/")[2] for group in self.groups if group != IMAGE]
+        write_group(self.folder / "labels", {"ome": {"version": "0.5", "labels": names}})
+        for name in names:
+            of_labels = {"version": "0.5", "multiscales": [self._multiscales(name)], "image-label": {}}
+            write_group(self.folder / "labels" / name, {"ome": of_labels})
+
+    def _multiscales(self, name: str) -> dict[str, object]:
+        datasets = []
+        scale_nm = self._voxel_size_nm
+        for level, factors in enumerate([(1, 1, 1), *self.factors]):
+            scale_nm = [nm * factor for nm, factor in zip(scale_nm, factors, strict=True)]
+            # a coarser voxel's centre moves by half of what it grew
+            shift = [(nm - fine) / 2 for nm, fine in zip(scale_nm, self._voxel_size_nm, strict=True)]
+            transforms: list[dict[str, object]] = [{"type": "scale", "scale": scale_nm}]
+            if any(shift):
+                transforms.append({"type": "translation", "translation": shift})
+            datasets.append({"path": f"s{level}", "coordinateTransformations": transforms})
+        axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
+        return {"name": name, "axes": axes, "datasets": datasets}
+
+
+def create_array(path: Path, layout: Layout, dtype: npt.DTypeLike) -> None:
+    """Make an empty sharded zarr v3 array, unless it is there."""
+    import tensorstore as ts
+
+    metadata = array_metadata(layout.shape, dtype, layout.chunk, layout.shard, ZSTD_LEVEL)
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata}
+    with full_disk_is_os_error():
+        ts.open(spec, create=True, open=True).result()
+
+
+def open_array(path: Path) -> Any:
+    """Open a zarr v3 array of ours for reading and writing."""
+    import tensorstore as ts
+
+    return ts.open({"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}).result()
 
 
 def volume_row(
-    volume: Volume, info: SourceInfo, folder: str, domain: str, organelle_of: Mapping[int, Organelle]
+    volume: Volume, info: SourceInfo, folder: str, domain: str, counts: Mapping[str, int]
 ) -> dict[str, object]:
-    """Return the row of a volume in the configuration ``volumes``; ``zarr`` is relative to the dataset folder."""
-    counts = {str(organelle): 0 for organelle in Organelle}
-    for organelle in organelle_of.values():
-        counts[str(organelle)] += 1
+    """Return the row of a volume in the configuration ``volumes``.
+
+    ``zarr`` is relative to the dataset folder; ``counts`` is the number of instances of each organelle.
+    """
     return {
         "volume_id": volume.volume_id,
         "zarr": f"{folder}/{volume.volume_id}.zarr",
@@ -78,8 +144,9 @@ def volume_row(
         "domain": domain,
         "cell_type": volume.cell_type,
         "modality": volume.modality,
+        "has_image": volume.has_image,
         "annotated": [str(organelle) for organelle in Organelle if organelle in volume.annotated],
-        "instances": json.dumps(counts),
+        "instances": json.dumps({str(organelle): counts.get(str(organelle), 0) for organelle in Organelle}),
         "licence": info.licence,
         "citation": info.citation,
     }
@@ -98,46 +165,8 @@ def volume_features() -> Any:
             "shape": datasets.List(Value("int64"), length=3),
             "voxel_size_nm": datasets.List(Value("float64"), length=3),
             **dict.fromkeys(("source", "specimen", "domain", "cell_type", "modality"), text),
+            "has_image": Value("bool"),
             "annotated": datasets.List(text),
             **dict.fromkeys(("instances", "licence", "citation"), text),
         }
     )
-
-
-def _write_array(path: Path, array: npt.NDArray[Any]) -> None:
-    """Store one array as zarr v3 with sharded chunks, zstd; tensorstore writes it, any zarr v3 library reads it."""
-    import tensorstore as ts
-
-    depth = min(64, array.shape[0])
-    side = 1 << ((CHUNK_VOXELS // depth).bit_length() - 1) // 2  # a thin volume gets wide chunks of the same content
-    chunk = (depth, min(side, array.shape[1]), min(side, array.shape[2]))
-    shard = tuple(edge * min(SHARD, -(-size // edge)) for edge, size in zip(chunk, array.shape, strict=True))
-    metadata = array_metadata(array.shape, array.dtype, chunk, shard, ZSTD_LEVEL)
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata}
-    with full_disk_is_os_error():
-        ts.open(spec, create=True).result().write(array).result()
-
-
-def _halve(image: npt.NDArray[np.uint8], factors: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """Average blocks of ``factors`` voxels; a remainder at the end of an axis is dropped."""
-    kept = [size - size % factor for size, factor in zip(image.shape, factors, strict=True)]
-    blocks = image[: kept[0], : kept[1], : kept[2]].astype(np.float32)
-    for axis, factor in enumerate(factors):
-        if factor > 1:
-            shape = (*blocks.shape[:axis], blocks.shape[axis] // factor, factor, *blocks.shape[axis + 1 :])
-            blocks = blocks.reshape(shape).mean(axis + 1)
-    return np.rint(blocks).astype(np.uint8)
-
-
-def _multiscales(name: str, levels: list[tuple[str, list[float]]]) -> dict[str, object]:
-    full = levels[0][1]
-    datasets = []
-    for path, scale_nm in levels:
-        # averaging moves a voxel's centre by half of what it grew
-        shift = [(nm - fine) / 2 for nm, fine in zip(scale_nm, full, strict=True)]
-        transforms: list[dict[str, object]] = [{"type": "scale", "scale": scale_nm}]
-        if any(shift):
-            transforms.append({"type": "translation", "translation": shift})
-        datasets.append({"path": path, "coordinateTransformations": transforms})
-    axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
-    return {"name": name, "axes": axes, "datasets": datasets}

@@ -304,51 +304,72 @@ def test_a_full_disk_says_so(tiny_raw: Path, earlier: Path, monkeypatch: pytest.
     def no_space(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(build_module, "write_volume", no_space)
+    monkeypatch.setattr(build_module.stages, "store_box", no_space)
     with pytest.raises(InputError, match="no space left"):
         build([Job.of("lucchipp", tiny_raw, {})], earlier, SplitPolicy(), overwrite=True)
     assert digest(earlier) == before
     assert leftovers(earlier.parent) == []
 
 
-@pytest.mark.parametrize("size", ["60k", "300k"])  # full at the first volume, and at the rows
+@pytest.mark.parametrize("size", ["60k", "300k"])  # full at the first volume, and later
 def test_a_really_full_disk(tiny_raw: Path, tmp_path: Path, size: str) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"may not mount a small file system: {mounted.stderr.decode().strip()}")
+    jobs = [Job.of("hela_sbfsem", tiny_raw, {})]
     try:
         with pytest.raises(InputError, match="no space left"):
-            build([Job.of("hela_sbfsem", tiny_raw, {})], disk / "out", SplitPolicy())
-        assert list(disk.iterdir()) == []
+            build(jobs, disk / "out", SplitPolicy())
+        assert not (disk / "out").exists()
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        build(jobs, disk / "out", SplitPolicy())
+        build(jobs, tmp_path / "elsewhere", SplitPolicy())
+        assert digest(disk / "out") == digest(tmp_path / "elsewhere"), "what was finished before was used well"
+        assert leftovers(disk) == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_build_leaves_the_earlier_dataset_and_can_be_rerun(
-    earlier: Path, tmp_path: Path, kill: signal.Signals
+    earlier: Path, tmp_path: Path, kill: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = digest(earlier)
     raw = tmp_path / "raw"
+    fake.vnc_sstem(raw)
     fake.lucchipp(raw, shape=(60, 400, 400))
-    command = [sys.executable, "-m", "em_bench_eval.cli", "build", "--source", "lucchipp", "--raw", str(raw)]
-    command += ["--out", str(earlier), "--overwrite"]
+    command = [sys.executable, "-m", "em_bench_eval.cli", "build", "--raw", str(raw), "--out", str(earlier)]
+    command += ["--source", "vnc_sstem", "--source", "lucchipp", "--overwrite"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".*partial*/data/*/*.writing")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".*partial/dataset/volumes/lucchipp*")) and time.monotonic() < deadline:
         assert process.poll() is None, "the build ended before it could be interrupted"
         time.sleep(0.01)
     process.send_signal(kill)
     assert process.wait(60) == (-signal.SIGKILL if kill == signal.SIGKILL else 130)
     assert digest(earlier) == before
-    assert bool(leftovers(tmp_path)) == (kill == signal.SIGKILL), "only a kill that nobody can catch leaves a folder"
-    assert (
-        run("build", "--source", "hela_sbfsem", "--raw", fake.hela_sbfsem(raw).parent, "--out", earlier, "--overwrite")
-        == 0
-    )
-    assert leftovers(tmp_path) == [], "the next build clears what the killed one left"
+    assert leftovers(tmp_path) == [".em-organelle-wild.partial"], "what is finished is kept"
+    other = ("build", "--source", "hela_sbfsem", "--raw", fake.hela_sbfsem(raw).parent, "--out", earlier, "--overwrite")
+    assert run(*other) == 2
+    message = capsys.readouterr().err
+    assert "an unfinished build" in message
+    assert "--restart" in message
+    assert run(*map(str, command[3:])) == 0, "the same command continues"
+    build([Job.of(name, raw, {}) for name in ("vnc_sstem", "lucchipp")], tmp_path / "at-once", SplitPolicy())
+    assert digest(earlier) == digest(tmp_path / "at-once")
+    assert leftovers(tmp_path) == []
+
+
+def test_restart_discards_what_another_build_left(earlier: Path, tmp_path: Path, tiny_raw: Path) -> None:
+    partial = tmp_path / ".em-organelle-wild.partial"
+    (partial / "dataset").mkdir(parents=True)
+    (partial / "manifest.json").write_text('{"jobs": []}')
+    with pytest.raises(InputError, match="had other settings"):
+        build([Job.of("hela_sbfsem", tiny_raw, {})], earlier, SplitPolicy(), overwrite=True)
+    build([Job.of("hela_sbfsem", tiny_raw, {})], earlier, SplitPolicy(), overwrite=True, restart=True)
+    assert leftovers(tmp_path) == []
 
 
 def test_sources_command_lists_and_describes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import fake
 import numpy as np
 import pytest
+import replicas
 from PIL import Image
 
 from dataset_builder.instances import instances_of
@@ -39,7 +40,18 @@ def test_every_source_declares_what_a_user_needs(name: str) -> None:
     assert info.url.startswith("https://") == bool(source.folders), "a source with raw data says where it is"
     assert set(info.annotated) <= set(Organelle)
     assert bool(source.folders) == bool(source.layout), "a source with raw data draws its layout"
-    assert not source.folders or name in fake.WRITERS, "tests/fake.py writes a tiny raw copy of every download"
+    written = {*fake.WRITERS, *replicas.WRITERS}
+    assert not source.folders or source.remote or name in written, (
+        "tests/fake.py or replicas.py writes a tiny raw copy of every download"
+    )
+    for entry in re.split(r"\n(?=@)", info.citation) if info.url else []:
+        assert entry.count("{") == entry.count("}"), "braces pair up"
+        fields = set(re.findall(r"\b([a-z]+)\s*=\s*\{", entry))
+        assert {"author", "title"} <= fields
+        assert fields & {"year", "note", "howpublished"}
+    assert info.redistributable is False or info.licence != "none stated", "no licence, no redistribution"
+    for download in source.downloads:
+        assert download.urls[0].startswith("https://")
 
 
 @pytest.mark.parametrize("name", sorted(fake.WRITERS))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_builder.source import Source
+from dataset_builder.source import Download, Source
 from dataset_builder.stack import ImageStack, gray_image, paired_stacks, semantic_values
 from em_bench_eval.schema import Organelle, SourceInfo, Volume, VoxelSize
 
@@ -51,7 +51,13 @@ def volumes(raw: Path | None, options: Mapping[str, str]) -> Iterator[Volume]:
         cell_type="Drosophila larval neuropil",
         modality=INFO.modality,
         annotated=INFO.annotated,
-        provenance={"raw": "stack1/raw", "labels": "stack1/labels"},
+        provenance={
+            "raw": "stack1/raw",
+            "labels": "stack1/labels",
+            "extra:glia": "stack1/labels == 159",
+            "extra:synapse": "stack1/labels == 223",
+            "extra:membrane": "stack1/labels <= 128",
+        },
     )
 
 
@@ -60,4 +66,14 @@ SOURCE = Source(
     volumes=volumes,
     folders=("vnc_sstem", "groundtruth-drosophila-vnc", "groundtruth-drosophila-vnc-master"),
     layout=LAYOUT,
+    extras={"glia": "label value 159", "synapse": "label value 223", "membrane": "label values 0 to 128"},
+    downloads=(
+        Download(
+            urls=("https://github.com/unidesigner/groundtruth-drosophila-vnc/archive/refs/heads/master.zip",),
+            file="vnc_sstem.zip",
+            sha256="f7bd0db03c86b64440a16b60360ad60c0a4411f89e2c021c7ee2c8d6af3d7e86",
+            unpack=True,
+            strip="groundtruth-drosophila-vnc-master",
+        ),
+    ),
 )

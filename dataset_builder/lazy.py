@@ -1,0 +1,151 @@
+"""Lazy ``(z, y, x)`` arrays made of others: computed for the box that is read, never for the whole volume."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from em_bench_eval.errors import InputError
+from em_bench_eval.schema import Array3D, Organelle
+
+LARGEST_ID = np.iinfo(np.uint32).max
+SLAB_VOXELS = 2**25
+
+
+class Elementwise:
+    """What ``function`` makes of one or more arrays of equal shape, voxel by voxel."""
+
+    def __init__(self, function: Callable[..., npt.NDArray[Any]], arrays: Sequence[Array3D], dtype: npt.DTypeLike):
+        self._function, self._arrays = function, tuple(arrays)
+        self.shape = tuple(int(size) for size in self._arrays[0].shape)
+        self.dtype = np.dtype(dtype)
+        if any(tuple(array.shape) != self.shape for array in self._arrays):
+            raise ValueError(f"arrays of different sizes: {[tuple(array.shape) for array in self._arrays]}")
+
+    def __getitem__(self, index: Any) -> npt.NDArray[Any]:
+        read = self._function(*(np.asarray(array[index]) for array in self._arrays))
+        return np.asarray(read).astype(self.dtype, copy=False)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.asarray(self[:], dtype=dtype)
+
+
+class Constant:
+    """One value everywhere; takes no memory until it is read."""
+
+    def __init__(self, value: int, shape: Sequence[int], dtype: npt.DTypeLike):
+        self.shape, self.dtype = tuple(int(size) for size in shape), np.dtype(dtype)
+        self._value = value
+
+    def __getitem__(self, index: Any) -> npt.NDArray[Any]:
+        return np.array(np.broadcast_to(np.asarray(self._value, self.dtype), self.shape)[index])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.asarray(self[:], dtype=dtype)
+
+
+class EveryId(Mapping[int, Organelle]):
+    """``organelle_of`` of a volume with one organelle only, whose ids nobody has published: all of them are one of it.
+
+    A look-up reads nothing. To iterate, or to count, the label volume is read once, slab by slab.
+    """
+
+    def __init__(self, organelle: Organelle, labels: Array3D):
+        self.organelle, self._labels = organelle, labels
+        self._ids: tuple[int, ...] | None = None
+
+    def __getitem__(self, id_: int) -> Organelle:
+        if id_ <= 0:
+            raise KeyError(id_)
+        return self.organelle
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._listed())
+
+    def __len__(self) -> int:
+        return len(self._listed())
+
+    def _listed(self) -> tuple[int, ...]:
+        if self._ids is None:
+            depth, height, width = self._labels.shape
+            step = max(1, SLAB_VOXELS // max(1, height * width))
+            found: set[int] = set()
+            for z in range(0, depth, step):
+                found.update(np.unique(np.asarray(self._labels[z : z + step])).tolist())
+            self._ids = tuple(sorted(id_ for id_ in found if id_ > 0))
+        return self._ids
+
+
+def check_grid(where: str, image: Array3D, *labels: Array3D) -> None:
+    """Raise ``InputError`` unless all labels have the size of the image."""
+    for array in labels:
+        if tuple(array.shape) != tuple(image.shape):
+            raise InputError(
+                f"{where}: labels do not lie on the grid of their image",
+                found=f"{tuple(array.shape)} voxels (z, y, x)",
+                expected=f"{tuple(image.shape)}, the size of the image",
+                remedy="download the files again",
+            )
+
+
+def masks_to_semantic(masks: Mapping[Organelle, Array3D]) -> Elementwise:
+    """Return the semantic map of one mask per organelle: a voxel belongs to the first whose mask is not 0 there."""
+    return Elementwise(functools.partial(_first_mask, tuple(masks)), list(masks.values()), np.uint8)
+
+
+def _first_mask(organelles: Sequence[Organelle], *masks: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    semantic = np.zeros(masks[0].shape, np.uint8)
+    for organelle, mask in zip(reversed(organelles), reversed(masks), strict=True):
+        semantic[mask != 0] = organelle.label_id
+    return semantic
+
+
+def values_to_semantic(labels: Array3D, organelle_of: Mapping[int, Organelle | None], where: str) -> Elementwise:
+    """Return the semantic map of published class values; ``None`` is a class outside the five.
+
+    A value that ``organelle_of`` does not list is an ``InputError`` when it is read.
+    """
+    return Elementwise(functools.partial(_map_values, dict(organelle_of), where), [labels], np.uint8)
+
+
+def _map_values(
+    organelle_of: Mapping[int, Organelle | None], where: str, labels: npt.NDArray[Any]
+) -> npt.NDArray[np.uint8]:
+    values, places = np.unique(labels, return_inverse=True)
+    unknown = [value for value in values.tolist() if value not in organelle_of]
+    if unknown:
+        raise InputError(
+            f"{where} has unknown label values",
+            found=", ".join(map(str, unknown[:8])),
+            expected=", ".join(map(str, sorted(organelle_of))),
+            remedy="the file may have been resampled or converted: download the published label again",
+        )
+    organelles = [organelle_of[value] for value in values.tolist()]
+    table = np.array([0 if organelle is None else organelle.label_id for organelle in organelles], np.uint8)
+    return np.asarray(table[places.reshape(labels.shape)])
+
+
+def equals(labels: Array3D, value: int) -> Elementwise:
+    """Return the mask of one label value."""
+    return Elementwise(functools.partial(np.equal, value), [labels], np.bool_)
+
+
+def instance_ids(labels: Array3D, where: str) -> Elementwise:
+    """Return published ids as uint32, however they are stored; fractions and negative ids are ``InputError``."""
+    return Elementwise(functools.partial(_as_ids, where), [labels], np.uint32)
+
+
+def _as_ids(where: str, labels: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+    ids = labels.astype(np.uint32)
+    if labels.dtype.kind != "b" and not np.array_equal(ids.astype(labels.dtype), labels):
+        raise InputError(
+            f"{where} does not hold instance ids",
+            found=f"{labels.dtype} values from {labels.min()} to {labels.max()}",
+            expected=f"whole numbers from 0 (background) to {LARGEST_ID}",
+            remedy="download the published label again",
+        )
+    return ids

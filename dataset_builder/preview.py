@@ -1,0 +1,69 @@
+"""What ``em-bench build`` would make, from what the sources declare: no voxel is converted and nothing is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from dataset_builder.build import Job
+from dataset_builder.cli import format_bytes
+from dataset_builder.layout import layout_of
+from dataset_builder.splits import SplitPolicy, part_of
+from dataset_builder.stages import Limits
+from em_bench_eval.errors import InputError
+from em_bench_eval.schema import Volume
+
+IMAGE_RATIO, LABEL_RATIO = 0.75, 0.02  # stored bytes a voxel, as measured on FIB-SEM: EM noise hardly shrinks
+
+
+def preview(jobs: Sequence[Job], policy: SplitPolicy, limits: Limits) -> str:
+    """Return a table of volumes, rows by fold, and bytes.
+
+    Sources that generate their volumes generate them. Raises ``InputError`` as a build would, for what shows without
+    reading voxels.
+    """
+    lines = []
+    rows: Counter[tuple[str, str, str]] = Counter()
+    seen: set[str] = set()
+    read = stored = 0.0
+    for job in jobs:
+        for volume in job.volumes():
+            if volume.volume_id in seen:
+                raise InputError(f"two volumes are called {volume.volume_id}", remedy="rename one in its source")
+            seen.add(volume.volume_id)
+            of_volume = rows_by_fold(volume, policy, limits)
+            pixels = sum(count * area for _, count, area in of_volume)
+            size = " x ".join(str(edge) for edge in volume.image.shape)
+            folds: Counter[str] = Counter()
+            for fold, count, _ in of_volume:
+                folds[fold] += count
+                rows[part_of(volume), fold, policy.domain_of(volume)] += count
+            text = ", ".join(f"{fold} {count}" for fold, count in folds.items())
+            lines.append(f"  {volume.volume_id}: {size} voxels, {part_of(volume)}, {policy.domain_of(volume)}; {text}")
+            voxels = float(np.prod([int(edge) for edge in volume.image.shape]))
+            labels = volume.semantic if volume.semantic is not None else volume.instances
+            assert labels is not None, "Volume holds one of the two"
+            read += voxels * (np.dtype(volume.image.dtype).itemsize + np.dtype(labels.dtype).itemsize)
+            stored += (pixels + 8 / 7 * voxels) * (IMAGE_RATIO + LABEL_RATIO)
+    policy.check_complete(seen)
+    summary = [f"  {part:<13} {fold:<10} domain {domain:<3} {n:>8} rows" for (part, fold, domain), n in rows.items()]
+    total = f"{len(seen)} volumes, {sum(rows.values())} rows"
+    size = f"{format_bytes(read)} of raw voxels; about {format_bytes(stored)} would be written"
+    return "\n".join([f"would build {total}: {size}", *lines, *sorted(summary)])
+
+
+def rows_by_fold(volume: Volume, policy: SplitPolicy, limits: Limits) -> list[tuple[str, int, int]]:
+    """Return ``(fold, rows, pixels of one)`` for every slab and axis of a volume."""
+    _, height, width = (int(edge) for edge in volume.image.shape)
+    found: list[tuple[str, int, int]] = []
+    for slab in policy.slabs_of(volume):
+        thick = slab.stop - slab.start
+        planes = {"z": (thick, height, width), "y": (height, thick, width), "x": (width, thick, height)}
+        for axis in policy.axes_of(volume):
+            slices, rows, columns = planes[axis]
+            if axis == "z" or thick >= policy.smallest_cut:
+                tiles = len(list(layout_of((1, rows, columns), limits.max_side).boxes()))
+                found.append((slab.fold, slices * tiles, rows * columns // tiles))
+    return found
