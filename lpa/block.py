@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from em_bench_eval.schema import ORGANELLES, Organelle
-from lpa import components, engine, runs
+from lpa import components, engine, paint
 from lpa.bits import kernel
 from lpa.connectivity import DEFAULT_CONNECTIVITY, per_class
 from lpa.label import as_classes
@@ -37,18 +37,17 @@ class Block:
         flat = as_classes(volume).reshape(-1)
         touching = engine.contacts(_neighbours_of_codes(volume, connectivity), flat.dtype)
         rows = depth * height
-        count = runs.count_runs(flat, width, 0, rows, np.zeros(64, flat.dtype))
-        component = np.empty(count, np.uint32 if count < 2**32 else np.uint64)
-        row_first = np.empty(rows + 1, np.int64)
-        row_first[rows] = count
-        # the kernels of lpa/engine.py on one slab: `component` holds parents until they are numbered
-        runs.link_planes(flat, self._shape, 0, depth, 0, component, row_first, False, *touching)
-        n_components, _ = components.settle(component, 0, count)
-        first = np.empty(n_components, np.int64)
-        components.number_components(
-            flat, width, 0, rows, row_first, component, 0, 0, first, np.empty((0, 2), np.int64)
+        # the kernels of lpa/engine.py on one slab; of the arrays, only what the runs need is ever touched
+        dtype = np.uint32 if flat.size < 2**32 else np.uint64
+        parents, names = np.empty(flat.size, dtype), np.empty(flat.size, dtype)
+        row_first = np.empty(rows + 1, np.uint64)
+        count = int(
+            components.link_planes(flat, self._shape, 0, depth, 0, flat.size, parents, names, row_first, touching)
         )
-        self._flat, self._row_first, self._component = flat, row_first, component
+        first = names[:count][parents[:count] == np.arange(count)].astype(np.int64)
+        components.number_roots(parents, names, 0, count, 0)
+        components.resolve(parents, names, 0, count)
+        self._flat, self._row_first, self._component = flat, row_first, names[:count].copy()
         self.first = first - 1
         self.classes = volume.reshape(-1)[self.first]
 
@@ -57,15 +56,16 @@ class Block:
         depth, height, width = self._shape
         shapes = ((height, width), (height, width), (depth, width), (depth, width), (depth, height), (depth, height))
         planes = [np.zeros(shape, np.uint32) for shape in shapes]
-        _cut_faces(self._flat, self._shape, self._row_first, self._component, *planes)
+        _cut_faces(self._flat, self._shape, self._row_first.view(np.int64), self._component, *planes)
         return dict(zip(FACES, planes, strict=True))
 
     def write(self, names: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
         """Write the label volume: ``names[k]`` where component ``k + 1`` is, 0 elsewhere."""
         depth, height, width = self._shape
-        named = np.ascontiguousarray(names, out.dtype)
-        components.write_labels(
-            self._flat, width, 0, depth * height, self._row_first, self._component, named, out.reshape(-1)
+        names_of_runs = np.asarray(names, out.dtype)[self._component]
+        labels = out.reshape(-1)
+        paint.write_labels(
+            self._flat, width, 0, depth * height, self._row_first, names_of_runs, labels, (0, labels.size), (0, 0)
         )
 
 

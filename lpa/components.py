@@ -1,11 +1,16 @@
-"""From joined runs to labels: the second half of the fast labeller's kernels (``lpa/runs.py`` explains runs).
+"""From contacts to components: union-find over the runs of ``lpa/runs.py``, and the names of components.
 
-Each slab numbers its own components in the order of their first runs, so the array of parents becomes one of component
-numbers in place, and a table names the components. A guest is a component that began in an earlier slab::
+Two arrays have an entry for each run: ``parents``, and ``names``: the linear index + 1 of the run's first voxel.
+A union hangs the larger run number below the smaller one, so a parent comes before its run, the root of a component is
+its first run in raster order, and the root's name is the paper's representative: it needs no search::
 
-    slab 0   runs        0  1  2  3  4        parents  0  1  0  1  4      numbers  0  1  0  1  2     names  1  9  40
-    slab 1   runs        5  6  7  8           parents  1  6  5  6         numbers  3  4  3  4        names  9  77
-                                                       guest of root 1: number 3 gets the name of number 1
+    run         0    1    2    3    4                       names, once resolved in this order
+    parents     0    1    0    1    2       after linking
+    names       3   41  104  142  203                       3   41    3   41    3
+
+Slabs of planes are linked apart, their runs numbered from disjoint ranges. ``stitch`` then joins roots, and lists those
+that got a parent. Nothing else of a later slab points out of it: once these few have the name of their root, each slab
+can be resolved by itself.
 """
 
 from __future__ import annotations
@@ -14,132 +19,245 @@ import numpy as np
 import numpy.typing as npt
 
 from lpa.bits import inlined, kernel, lowest_bit
-from lpa.runs import ENDS, FIELDS, MARGIN, NONE, ONE, STARTS, Classes, Links, Masks, load_row, mark_row
+from lpa.runs import (
+    ALL,
+    FIELDS,
+    NEXT_WORD,
+    NONE,
+    ONE,
+    PAIRS,
+    STARTS,
+    TWO,
+    Classes,
+    Contacts,
+    Masks,
+    Runs,
+    list_contacts,
+    mark_row,
+    words_of,
+)
 
-BLOCK = 16  # voxels per store
+WORD = 64  # voxels that may be read beyond a row
+FULL = ALL
 
-
-@kernel
-def settle(parent: Links, first_run: int, last_run: int) -> tuple[int, int]:
-    """Count a slab's components, and those of them that began in an earlier slab; hang the latter below their root."""
-    components = guests = 0
-    for run in range(first_run, last_run):
-        above = np.int64(parent[run])
-        if above < first_run:
-            while above != parent[above]:
-                above = np.int64(parent[above])
-            parent[run] = above
-            guests += 1
-        components += int(above == run or above < first_run)
-    return components, guests
-
-
-@kernel
-def number_components(
-    volume: Classes,
-    width: int,
-    first_row: int,
-    last_row: int,
-    row_first: npt.NDArray[np.int64],
-    parent: Links,
-    number: int,
-    name: int,
-    names: Links,
-    guests: npt.NDArray[np.int64],
-) -> None:
-    """Turn ``parent`` of each run of a slab into the number of its component, from ``number``; name the components.
-
-    Names are ``name``, ``name + 1``, ... or, if ``name`` is 0, the linear index + 1 of the first voxel. A component
-    from an earlier slab gets a number here too; ``guests`` lists it with its root, and its name is left for later.
-    """
-    words = (width + 63) // 64
-    classes = np.zeros(words * 64 + MARGIN, volume.dtype)
-    masks = np.zeros((1, words, FIELDS), np.uint64)
-    first_run = row_first[first_row]
-    guest = 0
-    for row in range(first_row, last_row):
-        next_new = number
-        for run in range(row_first[row], row_first[row + 1]):
-            above = np.int64(parent[run])
-            if above < first_run:
-                guests[guest, 0], guests[guest, 1] = number, above
-                guest += 1
-                above = np.int64(run)
-            elif name and above == run:
-                names[number] = name
-                name += 1
-            parent[run] = number if above == run else parent[above]  # parents come first: theirs is a number already
-            number += int(above == run)
-        if next_new == number or name:
-            continue
-        load_row(volume, row * width, width, classes, 0)
-        mark_row(classes, masks, 0, 0)
-        run = row_first[row]
-        for word in range(words):
-            starts = masks[0, word, STARTS]
-            while starts and next_new < number:
-                names[next_new] = (
-                    row * width + 64 * word + lowest_bit(starts) + 1
-                )  # stays if the run is the next new one
-                next_new += int(parent[run] == next_new)
-                run += 1
-                starts &= starts - ONE
+RowFirst = npt.NDArray[np.uint64]  # number of the first run of each row of a slab, and one past the slab's last run
 
 
 @inlined
-def write_row(out: Links, begin: int, width: int, masks: Masks, run: int, component: Links, names: Links) -> None:
-    """Write the labels of a row to ``out[begin:]``, left to right, in blocks; what one overruns is written next."""
-    x = 0
-    name = names.dtype.type(0)
-    for word in range(masks.shape[1] + 1):
-        if word < masks.shape[1]:
-            starts = masks[0, word, STARTS]
-            changes = starts | masks[0, word, ENDS]
-        else:
-            changes, starts = ONE, NONE
-        while changes:
-            end = min(width, 64 * word + lowest_bit(changes))
-            while x < end:
-                at = np.uint64(begin + x)
-                for k in range(np.uint64(BLOCK)):
-                    out[at + k] = name
-                x += BLOCK
-            x = end
-            lowest = changes & (~changes + ONE)
-            changes ^= lowest
-            name = names.dtype.type(0)
-            if starts & lowest:
-                name = names[component[run]]
-                run += 1
+def open_runs(
+    parents: Runs, names: Runs, masks: Masks, here: np.uint64, words: int, run: np.uint64, end: np.uint64, voxel: int
+) -> None:
+    """Enter the runs ``run`` to ``end`` (exclusive) of the row that begins at ``voxel``: each its own parent."""
+    for new in range(run, end):
+        parents[new] = new
+    name = np.uint64(voxel + 1)
+    for _ in range(words):
+        starts = masks[here + STARTS]
+        while starts:
+            names[run] = name + np.uint64(lowest_bit(starts))
+            run += ONE
+            starts &= starts - ONE
+        name += np.uint64(64)
+        here += NEXT_WORD
+
+
+@inlined
+def join(parents: Runs, pairs: Runs, end: np.uint64) -> None:
+    """Union the listed pairs of runs (Rem's algorithm with splicing; parents are never larger than their runs)."""
+    k = NONE
+    while k < end:
+        a, b = np.uint64(pairs[k]), np.uint64(pairs[k + ONE])
+        above_a, above_b = np.uint64(parents[a]), np.uint64(parents[b])
+        while above_a != above_b:
+            if above_a < above_b:
+                a, b = b, a
+                above_a, above_b = above_b, above_a
+            parents[a] = above_b
+            if above_a == a:
+                break
+            a = above_a
+            above_a = np.uint64(parents[a])
+        k += TWO
+
+
+@inlined
+def root_of(parents: Runs, run: np.uint64) -> np.uint64:
+    """Return the root above ``run``, halving the path to it."""
+    while parents[run] != run:
+        parents[run] = parents[np.uint64(parents[run])]
+        run = np.uint64(parents[run])
+    return run
 
 
 @kernel
-def write_labels(
+def link_plane(
+    source: Classes,
+    at: int,
+    voxel: int,
+    shape: tuple[int, int, int],
+    masks: Masks,
+    here: np.uint64,
+    up: np.uint64,
+    pairs: Runs,
+    run: np.uint64,
+    end: np.uint64,
+    parents: Runs,
+    names: Runs,
+    row_first: RowFirst,
+    touching: Contacts,
+) -> np.uint64:
+    """Number the runs of the plane at ``source[at:]`` from ``run``, join those that touch; return the next number.
+
+    ``voxel`` is the linear index of the plane's first voxel, ``row_first`` the plane's part. Returns ``FULL`` where the
+    number ``end`` would be reached.
+    """
+    _, height, width = shape
+    words, plane = words_of(width), height * width
+    for y in range(np.uint64(height)):
+        row_first[y] = run
+        after = mark_row(source, at, width, masks, here, run)
+        if after > end:
+            return FULL
+        if after > run:
+            open_runs(parents, names, masks, here, words, run, after, voxel)
+            found = list_contacts(pairs, source, at, plane, width, masks, here, up, touching)
+            join(parents, pairs, found)
+            run = after
+        at += width
+        voxel += width
+        here += np.uint64(words) * NEXT_WORD
+        up += np.uint64(words) * NEXT_WORD
+    return run
+
+
+@inlined
+def copy_planes(volume: Classes, plane: int, z: int, padded: Classes, margin: int) -> None:
+    """Copy the planes ``z - 1``, if there is one, and ``z`` to ``padded[margin:]``."""
+    for k in range(plane):
+        padded[margin + plane + k] = volume[z * plane + k]
+    if z > 0:
+        for k in range(plane):
+            padded[margin + k] = volume[(z - 1) * plane + k]
+
+
+@kernel
+def link_planes(
     volume: Classes,
-    width: int,
-    first_row: int,
-    last_row: int,
-    row_first: npt.NDArray[np.int64],
-    component: Links,
-    names: Links,
-    out: Links,
-) -> None:
-    """Write the labels of the rows ``first_row`` to ``last_row`` (exclusive): the name of each run's component."""
-    words = (width + 63) // 64
-    classes = np.zeros(words * 64 + MARGIN, volume.dtype)
-    masks = np.zeros((1, words, FIELDS), np.uint64)
-    scratch = np.zeros(width + BLOCK, out.dtype)
-    for row in range(first_row, last_row):
-        if row_first[row] == row_first[row + 1]:
-            begin = np.uint64(row * width)
-            for x in range(np.uint64(width)):
-                out[begin + x] = 0
-            continue
-        load_row(volume, row * width, width, classes, 0)
-        mark_row(classes, masks, 0, 0)
-        if (row + 1) * width + BLOCK <= last_row * width:
-            write_row(out, row * width, width, masks, row_first[row], component, names)
-        else:  # the last rows must not overrun what another thread writes
-            write_row(scratch, 0, width, masks, row_first[row], component, names)
-            for x in range(width):
-                out[row * width + x] = scratch[x]
+    shape: tuple[int, int, int],
+    first_plane: int,
+    last_plane: int,
+    run: int,
+    end: int,
+    parents: Runs,
+    names: Runs,
+    row_first: RowFirst,
+    touching: Contacts,
+) -> np.int64:
+    """Number the runs of the planes ``first_plane`` to ``last_plane`` (exclusive) from ``run``; join those that touch.
+
+    Fills ``parents``, ``names`` and ``row_first``. Returns the next free number, or -1 where ``end`` would be passed.
+    """
+    _, height, width = shape
+    plane, rows, words = height * width, height + 2, words_of(width)
+    masks = np.zeros(2 * rows * words * FIELDS, np.uint64)
+    pairs = np.empty(words * 64 * PAIRS * 2, parents.dtype)
+    margin = width + WORD  # rows are read that lie before a plane; their masks say that they do not exist
+    padded = np.zeros(2 * plane + 2 * margin, volume.dtype)
+    last = np.uint64(run)
+    for z in range(first_plane, last_plane):
+        if (z - 1) * plane >= margin and (z + 1) * plane + margin <= volume.size:
+            source, at = volume, z * plane
+        else:  # at the ends of the volume, reading beyond a row might read beyond the array
+            copy_planes(volume, plane, z, padded, margin)
+            source, at = padded, margin + plane
+        here, up = ((z & 1) * rows + 1) * words * FIELDS, ((~z & 1) * rows + 1) * words * FIELDS
+        last = link_plane(
+            source,
+            at,
+            z * plane,
+            shape,
+            masks,
+            np.uint64(here),
+            np.uint64(up),
+            pairs,
+            last,
+            np.uint64(end),
+            parents,
+            names,
+            row_first[(z - first_plane) * height :],
+            touching,
+        )
+        if last == FULL:
+            return np.int64(-1)
+    row_first[(last_plane - first_plane) * height] = last
+    for border in (0, last_plane - first_plane - 1):  # for `stitch`: paths of one step
+        for below in range(row_first[border * height], row_first[(border + 1) * height]):
+            parents[below] = root_of(parents, np.uint64(below))
+    return np.int64(last)
+
+
+@kernel
+def stitch(
+    volume: Classes,
+    shape: tuple[int, int, int],
+    z: int,
+    parents: Runs,
+    before: RowFirst,
+    after: RowFirst,
+    touching: Contacts,
+) -> Runs:
+    """Join plane ``z - 1``, the last one of a slab, to plane ``z``; return the roots that got a parent.
+
+    ``before`` and ``after`` are ``row_first`` of the two slabs.
+    """
+    _, height, width = shape
+    plane, rows, words = height * width, height + 2, words_of(width)
+    row_words = words * FIELDS
+    masks = np.zeros(2 * rows * row_words, np.uint64)
+    pairs = np.empty(words * 64 * PAIRS * 2, parents.dtype)
+    margin = width + WORD
+    padded = np.zeros(2 * plane + 2 * margin, volume.dtype)
+    copy_planes(volume, plane, z, padded, margin)
+    attached = np.empty(2 * plane, parents.dtype)
+    n_attached = NONE
+    for y in range(height):
+        mark_row(padded, margin + y * width, width, masks, np.uint64((y + 1) * row_words), before[y - height - 1])
+    for y in range(height):
+        at, up = margin + plane + y * width, np.uint64((y + 1) * row_words)
+        here = up + np.uint64(rows * row_words)
+        mark_row(padded, at, width, masks, here, after[y])
+        found = list_contacts(pairs, padded, at, plane, width, masks, here, up, touching)
+        for k in range(NONE, found, TWO):
+            # from the root in the slab, so that no path within the slab is touched
+            a = root_of(parents, np.uint64(parents[np.uint64(pairs[k])]))
+            b = root_of(parents, np.uint64(parents[np.uint64(pairs[k + ONE])]))
+            if a != b:
+                parents[max(a, b)] = min(a, b)
+                attached[n_attached] = max(a, b)
+                n_attached += ONE
+    return attached[:n_attached].copy()
+
+
+@kernel
+def settle(parents: Runs, attached: Runs) -> None:
+    """Hang runs that were roots of slabs directly below the root that they have now."""
+    for k in range(attached.size):
+        parents[np.uint64(attached[k])] = root_of(parents, np.uint64(attached[k]))
+
+
+@kernel
+def number_roots(parents: Runs, names: Runs, run: int, end: int, number: int) -> np.int64:
+    """Name the roots among the runs ``run`` to ``end`` (exclusive) ``number``, ``number + 1``, ...; return the next."""
+    name = np.uint64(number)
+    for root in range(np.uint64(run), np.uint64(end)):
+        if parents[root] == root:
+            names[root] = name
+            name += ONE
+    return np.int64(name)
+
+
+@kernel
+def resolve(parents: Runs, names: Runs, run: int, end: int) -> None:
+    """Give each of the runs ``run`` to ``end`` (exclusive) the name of its root."""
+    for k in range(np.uint64(run), np.uint64(end)):
+        names[k] = names[np.uint64(parents[k])]  # parents come first: theirs is the root's already

@@ -1,42 +1,39 @@
 """The fast labeller: slabs of planes in parallel threads, joined at their borders.
 
-The kernels are in ``lpa/runs.py``, where the idea is drawn, and ``lpa/components.py``. Steps, each one call per slab::
+The kernels are in ``lpa/components.py`` and ``lpa/paint.py``; the idea is drawn in ``lpa/runs.py``. Steps::
 
-    count     runs of each slab, so that all runs of the volume can be numbered in raster order
-    link      contacts within the slab: union-find over runs
-    stitch    contacts between the last plane of a slab and the first of the next (the only step that is not parallel)
-    settle    components of each slab; those that began in an earlier slab point at their root there
-    number    component numbers instead of parents, and the names of components
-    write     labels, row by row
+    link      runs and contacts within each slab: union-find over runs                slabs in parallel
+    stitch    contacts between the last plane of a slab and the first of the next     border after border
+    write     names of components, and labels row by row                              slabs in parallel
 
-Memory besides the output: 4 bytes a run, 4 (or 8) a component, 8 a row, two planes of 1.5 bytes a voxel per thread.
+The label volume holds the two arrays of the union-find until its voxels are written: ``names`` at the beginning of each
+slab, ``parents`` half a slab further::
+
+    labels   | names 0  -->       | parents 0  -->     | names 1  -->       | parents 1  -->     |
+               slab 0                                    slab 1
+
+Half as many runs as voxels are more than any segmentation has; in dense noise, ``parents`` gets memory of its own.
+Memory besides the output: 8 bytes a row, and for each thread two planes of 1.5 bytes a voxel.
 The result does not depend on the number of threads: roots are minima, whatever the order of unions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from lpa import components, runs
+from lpa import components, paint, runs
 
 Part = TypeVar("Part")
 
-
-class Contacts(NamedTuple):
-    """Which classes have contacts across edges and corners: all of them, or those listed (each 64 times)."""
-
-    all_edges: np.uint64
-    all_corners: np.uint64
-    edge_classes: npt.NDArray[Any]
-    corner_classes: npt.NDArray[Any]
+NOWHERE = (0, 0)
 
 
-def contacts(connectivity_of: Mapping[int, int], dtype: np.dtype[Any]) -> Contacts:
+def contacts(connectivity_of: Mapping[int, int], dtype: np.dtype[Any]) -> runs.Contacts:
     """Translate ``{class: connectivity}``; if all classes have one connectivity, it holds for unlisted ones too."""
     uniform = len(set(connectivity_of.values())) == 1
 
@@ -47,11 +44,17 @@ def contacts(connectivity_of: Mapping[int, int], dtype: np.dtype[Any]) -> Contac
         return runs.NONE, np.repeat(np.array(values, dtype), 64)
 
     (all_edges, edge_classes), (all_corners, corner_classes) = reaching(18), reaching(26)
-    return Contacts(all_edges, all_corners, edge_classes, corner_classes)
+    return runs.Contacts(all_edges, all_corners, edge_classes, corner_classes)
 
 
 def label_into(
-    out: npt.NDArray[Any], volume: npt.NDArray[Any], connectivity_of: Mapping[int, int], *, compact: bool, threads: int
+    out: npt.NDArray[Any],
+    volume: npt.NDArray[Any],
+    connectivity_of: Mapping[int, int],
+    *,
+    compact: bool,
+    threads: int,
+    blank: bool,
 ) -> None:
     """Write the labels of ``volume`` to ``out``.
 
@@ -61,52 +64,68 @@ def label_into(
         connectivity_of: connectivity (6, 18, 26) of each class.
         compact: 1..N instead of the minimum linear index + 1.
         threads: number of slabs and threads, at most one per plane.
+        blank: ``out`` is new and holds zeros: background need not be written.
     """
     # a single plane is labelled as a stack of one-row planes, so that threads can share it
     depth, height, width = volume.shape if volume.shape[0] > 1 else (volume.shape[1], 1, volume.shape[2])
     shape = (depth, height, width)
     flat, labels = volume.reshape(-1), out.reshape(-1)
     touching = contacts(connectivity_of, flat.dtype)
-    background = np.zeros(64, flat.dtype)
     slabs = min(threads, depth)
     planes = [depth * k // slabs for k in range(slabs + 1)]
-    rows = [(planes[k] * height, planes[k + 1] * height) for k in range(slabs)]
+    first = [z * height * width for z in planes]  # of each slab: its first voxel, and so its first run's number
+    row_first = [np.empty((planes[k + 1] - planes[k]) * height + 1, np.uint64) for k in range(slabs)]
 
-    with ThreadPoolExecutor(slabs) as pool:
+    with ThreadPoolExecutor(max(1, slabs - 1)) as pool:
 
         def each(step: Callable[[int], Part]) -> list[Part]:
-            return list((pool.map if slabs > 1 else map)(step, range(slabs)))
+            others = [pool.submit(step, k) for k in range(1, slabs)]
+            return [step(0), *(other.result() for other in others)]
 
-        first_run = running_sum(each(lambda k: runs.count_runs(flat, width, *rows[k], background)))
-        parent = np.empty(first_run[-1], np.uint32 if first_run[-1] < 2**32 else np.uint64)
-        row_first = np.empty(depth * height + 1, np.int64)
-        row_first[-1] = first_run[-1]
+        def link(parents: npt.NDArray[Any], capacity: int) -> list[int]:
+            def link_slab(k: int) -> int:
+                end = min(first[k] + capacity, first[k + 1])
+                return int(
+                    components.link_planes(
+                        flat, shape, planes[k], planes[k + 1], first[k], end, parents, labels, row_first[k], touching
+                    )
+                )
 
-        def link(first_plane: int, last_plane: int, run: int, stitch: bool) -> None:
-            runs.link_planes(flat, shape, first_plane, last_plane, run, parent, row_first, stitch, *touching)
+            return each(link_slab)
 
-        each(lambda k: link(planes[k], planes[k + 1], first_run[k], False))
-        for border in planes[1:-1]:
-            link(border - 1, border + 1, 0, True)
+        half = min(first[k + 1] - first[k] for k in range(slabs)) // 2
+        parents = labels[half:]
+        last = link(parents, half)
+        if -1 in last:
+            blank, half, parents = False, 0, np.empty(flat.size, labels.dtype)
+            last = link(parents, flat.size)
 
-        counts = each(lambda k: components.settle(parent, first_run[k], first_run[k + 1]))
-        first_component = running_sum(count for count, _ in counts)
-        first_name = running_sum(count - guests for count, guests in counts)
-        names = np.empty(first_component[-1], out.dtype)
-        guests = [np.empty((count, 2), np.int64) for _, count in counts]
+        stitched = [
+            components.stitch(flat, shape, planes[k], parents, row_first[k - 1], row_first[k], touching)
+            for k in range(1, slabs)
+        ]
+        attached = np.concatenate([parents[:0], *stitched])
+        components.settle(parents, attached)
+        if compact:
+            name = 1
+            for k in range(slabs):
+                name = int(components.number_roots(parents, labels, first[k], last[k], name))
+        labels[attached] = labels[parents[attached]]
+        parents[attached] = attached
 
-        def number(k: int) -> None:
-            name = first_name[k] + 1 if compact else 0
-            components.number_components(
-                flat, width, *rows[k], row_first, parent, first_component[k], name, names, guests[k]
+        def write(k: int) -> None:
+            components.resolve(parents, labels, first[k], last[k])
+            dirty, dirty_too = (first[k], last[k]), (first[k] + half, last[k] + half)
+            paint.write_labels(
+                flat,
+                width,
+                planes[k] * height,
+                planes[k + 1] * height,
+                row_first[k],
+                labels,
+                labels,
+                dirty if blank else (0, flat.size),
+                dirty_too if blank else NOWHERE,
             )
 
-        each(number)
-        for slab_guests in guests:
-            names[slab_guests[:, 0]] = names[parent[slab_guests[:, 1]]]
-        each(lambda k: components.write_labels(flat, width, *rows[k], row_first, parent, names, labels))
-
-
-def running_sum(counts: Iterable[int]) -> list[int]:
-    """Return where each part begins, and the total."""
-    return [0, *np.cumsum(np.fromiter(counts, np.int64)).tolist()]
+        each(write)

@@ -63,9 +63,10 @@ def label(
     connectivity_of = _connectivity_of(volume, connectivity)
     threads = _usable_threads(volume.size) if threads is None else _checked_threads(threads)
     dtype = np.dtype(np.uint64 if relabel == "min_index" and volume.size >= 2**32 else np.uint32)
-    labels = np.empty(array.shape, dtype) if out is None else _checked_out(out, array, dtype)
+    labels = np.zeros(array.shape, dtype) if out is None else _checked_out(out, array, dtype)
     if volume.size:
-        label_into(labels, volume, connectivity_of, compact=relabel == "compact", threads=threads)
+        compact = relabel == "compact"
+        label_into(labels, volume, connectivity_of, compact=compact, threads=threads, blank=out is None)
     return labels
 
 

@@ -1,7 +1,7 @@
-"""Runs of equal voxels and their contacts: the first half of the fast labeller's kernels (``lpa/engine.py`` calls).
+"""Runs of equal voxels and their contacts: what the fast labeller (``lpa/engine.py``) reads from a volume.
 
-A run is a maximal row segment of one class. Runs are numbered in raster order and never stored: voxel ``x`` lies in the
-run whose number is the count of run starts up to ``x``, one ``popcount`` in a 64-bit mask::
+A run is a maximal row segment of one class. Runs are numbered in raster order: voxel ``x`` lies in the run whose number
+is the count of run starts up to ``x``, one ``popcount`` in a 64-bit mask::
 
     classes     . 1 1 1 . . 2 2 3 3 3 . . 1 1      (one row, "." is background)
     changes     . ^ . . ^ . ^ . ^ . . ^ . ^ .      differs from the voxel on its left
@@ -25,75 +25,75 @@ Most segments need none. Where ``here`` touches ``back`` and also ``up`` at some
 ``news`` finds these segments with one addition per 64 voxels. It is what makes 26-connectivity cost little more than 6.
 Diagonal steps along x can only bring news where both rows change class at the same x.
 
-A union hangs the larger run number below the smaller one, so the root of a component is its first run in raster order,
-and the start of that run is the component's minimum linear index: the paper's representative needs no search.
+The masks of two planes are kept, flat: ``FIELDS`` words for every 64 voxels of a row, and an empty row before and after
+each plane. ``here``, ``up``, ... are positions in this array.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from lpa.bits import count_bits, equal_bits, inlined, kernel
+from lpa.bits import count_bits, equal_bits, inlined, nonzero_bits
 
 Classes = npt.NDArray[Any]  # unsigned integers, C-contiguous, flat
-Masks = npt.NDArray[np.uint64]  # (row, word, field)
-Links = npt.NDArray[Any]  # parent of each run, unsigned
+Masks = npt.NDArray[np.uint64]
+Runs = npt.NDArray[Any]  # run numbers, unsigned
 
 FIELDS = 4
-FOREGROUND, STARTS, ENDS, FIRST = range(FIELDS)  # FIRST: number of the first run that starts in this word
-MARGIN = 64  # empty voxels before each row, so that voxel -1 exists and is background
-NONE, ONE, TOP = np.uint64(0), np.uint64(1), np.uint64(63)
+FOREGROUND, STARTS, ENDS, FIRST = map(np.uint64, range(FIELDS))  # FIRST: the first run that starts in this word
+NONE, ONE, TWO, TOP = map(np.uint64, (0, 1, 2, 63))
 ALL = ~NONE
+NEXT_WORD = np.uint64(FIELDS)
+PAIRS = 12  # at most 4 straight and 8 diagonal ones for each voxel
 
 
-@kernel
-def count_runs(volume: Classes, width: int, first_row: int, last_row: int, background: Classes) -> int:
-    """Count the runs of the rows ``first_row`` to ``last_row`` (exclusive); ``background`` is 64 zeros."""
-    position, end = first_row * width, last_row * width
-    count = int(volume[position] != 0)
-    position += 1
-    while position + 64 <= end:  # the rows end to end, as if they were one
-        no_start = equal_bits(volume, position, volume, position - 1) | equal_bits(volume, position, background, 0)
-        count += 64 - count_bits(no_start)
-        position += 64
-    while position < end:
-        count += int(volume[position] != volume[position - 1] and volume[position] != 0)
-        position += 1
-    for row in range(first_row + 1, last_row):  # a run ends with its row
-        begin = row * width
-        count += int(volume[begin] == volume[begin - 1] and volume[begin] != 0)
-    return count
+class Contacts(NamedTuple):
+    """Which classes have contacts across edges (18, 26) and corners (26).
+
+    The words are all ones if every class has; otherwise 0, and the arrays hold those that have, each 64 times.
+    """
+
+    all_edges: np.uint64
+    all_corners: np.uint64
+    edge_classes: Classes
+    corner_classes: Classes
 
 
 @inlined
-def load_row(volume: Classes, voxel: int, width: int, classes: Classes, row: int) -> None:
-    """Copy a row into the window, where it has a margin and may be read in whole words."""
-    begin = row * ((width + 63) // 64 * 64 + MARGIN) + MARGIN
-    to, source = np.uint64(begin), np.uint64(voxel)  # unsigned, or numba provides for Python's negative indices
-    for x in range(np.uint64(width)):
-        classes[to + x] = volume[source + x]
+def words_of(width: int) -> int:
+    """Return the number of 64-bit words that a row takes."""
+    return (width + 63) // 64
 
 
 @inlined
-def mark_row(classes: Classes, masks: Masks, row: int, run: int) -> int:
-    """Derive the masks of a row and number its runs from ``run``; return the next free run number."""
-    words = masks.shape[1]
-    begin = row * (words * 64 + MARGIN) + MARGIN
+def mark_row(source: Classes, at: int, width: int, masks: Masks, here: np.uint64, run: np.uint64) -> np.uint64:
+    """Derive the masks of the row ``source[at : at + width]`` and number its runs from ``run``; return the next number.
+
+    Reads the voxel before the row and up to 63 after it, whatever they are.
+    """
+    words = words_of(width)
+    inside = ALL >> np.uint64(words * 64 - width)
+    edge = ONE  # a row begins with a change
     foreground_left = NONE
     for word in range(words):
-        here = begin + 64 * word
-        changes = ~equal_bits(classes, here, classes, here - 1)
-        foreground = ~equal_bits(classes, here, classes, 0)  # the window begins with a margin
+        x = at + 64 * word
+        foreground = nonzero_bits(source, x)
+        changes = ~equal_bits(source, x, source, x - 1) | edge
+        edge = NONE
+        if word == words - 1:
+            foreground &= inside
+            changes |= ~inside
         starts = changes & foreground
-        masks[row, word, FOREGROUND] = foreground
-        masks[row, word, STARTS] = starts
-        masks[row, word, ENDS] = changes & ((foreground << ONE) | (foreground_left >> TOP))
+        masks[here + FOREGROUND] = foreground
+        masks[here + STARTS] = starts
+        masks[here + ENDS] = changes & ((foreground << ONE) | (foreground_left >> TOP))
+        masks[here + FIRST] = run
         foreground_left = foreground
-        masks[row, word, FIRST] = np.uint64(run)
-        run += count_bits(starts)
+        run += np.uint64(count_bits(starts))
+        here += NEXT_WORD
     return run
 
 
@@ -120,198 +120,142 @@ def news(contact: np.uint64, known: np.uint64, changes: np.uint64) -> np.uint64:
 
 
 @inlined
-def run_of(masks: Masks, row: int, word: int, voxels: np.uint64) -> int:
+def run_of(masks: Masks, word: np.uint64, voxels: np.uint64) -> np.uint64:
     """Return the number of the run that holds the last of ``voxels`` (a mask of the lowest bits of ``word``)."""
-    before = int(masks[row, word, FIRST])
-    return before + int(count_bits(masks[row, word, STARTS] & voxels)) - 1
+    before = np.uint64(count_bits(masks[word + STARTS] & voxels)) - ONE
+    return np.uint64(masks[word + FIRST] + before)
 
 
 @inlined
-def add_straight(pairs: Links, count: int, masks: Masks, here: int, other: int, word: int, bits: np.uint64) -> int:
-    """List the two runs at each of ``bits``."""
+def add_straight(
+    pairs: Runs, end: np.uint64, masks: Masks, here: np.uint64, other: np.uint64, bits: np.uint64
+) -> np.uint64:
+    """List the two runs at each of ``bits``; return the new end of the list."""
     while bits:
         through = bits ^ (bits - ONE)  # up to and including the lowest bit
-        pairs[count, 0] = run_of(masks, here, word, through)
-        pairs[count, 1] = run_of(masks, other, word, through)
-        count += 1
+        pairs[end] = run_of(masks, here, through)
+        pairs[end + ONE] = run_of(masks, other, through)
+        end += TWO
         bits &= bits - ONE
-    return count
+    return end
 
 
 @inlined
 def add_diagonal(
-    pairs: Links,
-    count: int,
-    classes: Classes,
+    pairs: Runs,
+    end: np.uint64,
+    source: Classes,
+    x: int,
+    x_other: int,
     masks: Masks,
-    here: int,
-    other: int,
-    word: int,
+    here: np.uint64,
+    other: np.uint64,
     allowed: np.uint64,
     allowed_before: np.uint64,
-) -> int:
+) -> np.uint64:
     """List the runs that touch across a corner: ``x`` with ``x - 1``, where both rows change at ``x``.
 
     ``allowed`` says which voxels of ``here`` may step to ``x - 1``; ``allowed_before`` which voxels one to the left of
     the bit may step to ``x``.
     """
-    before = masks[here, word, STARTS] & masks[other, word, ENDS] & allowed
-    after = masks[here, word, ENDS] & masks[other, word, STARTS] & allowed_before
-    x_here = (here * masks.shape[1] + word) * 64 + (here + 1) * MARGIN
-    x_other = (other * masks.shape[1] + word) * 64 + (other + 1) * MARGIN
-    before &= equal_bits(classes, x_here, classes, x_other - 1)
-    after &= equal_bits(classes, x_here - 1, classes, x_other)
+    before = masks[here + STARTS] & masks[other + ENDS] & allowed & equal_bits(source, x, source, x_other - 1)
+    after = masks[here + ENDS] & masks[other + STARTS] & allowed_before & equal_bits(source, x - 1, source, x_other)
     crossed = before & after  # two classes change places
     bits = before | after
     while bits:  # one loop for both: in noise, its end is what the processor fails to predict
         upto = bits ^ (bits - ONE)
         is_before = np.uint64(before & upto != NONE)
-        pairs[count, 0] = run_of(masks, here, word, upto >> (ONE - is_before))
-        pairs[count, 1] = run_of(masks, other, word, upto >> is_before)
-        count += 1
+        pairs[end] = run_of(masks, here, upto >> (ONE - is_before))
+        pairs[end + ONE] = run_of(masks, other, upto >> is_before)
+        end += TWO
         before &= ~upto
         bits &= bits - ONE
     while crossed:
         upto = crossed ^ (crossed - ONE)
-        pairs[count, 0] = run_of(masks, here, word, upto >> ONE)
-        pairs[count, 1] = run_of(masks, other, word, upto)
-        count += 1
+        pairs[end] = run_of(masks, here, upto >> ONE)
+        pairs[end + ONE] = run_of(masks, other, upto)
+        end += TWO
         crossed &= crossed - ONE
-    return count
+    return end
 
 
-@kernel
+@inlined
 def list_contacts(
-    pairs: Links,
-    classes: Classes,
+    pairs: Runs,
+    source: Classes,
+    at: int,
+    plane: int,
+    width: int,
     masks: Masks,
-    here: int,
-    up: int,
-    all_edges: np.uint64,
-    all_corners: np.uint64,
-    edge_classes: Classes,
-    corner_classes: Classes,
-) -> int:
-    """List the pairs of runs to join between the row ``here`` and the rows before it; return their count.
+    here: np.uint64,
+    up: np.uint64,
+    touching: Contacts,
+) -> np.uint64:
+    """List the runs to join between the row ``here`` at ``source[at:]`` and the rows before it; return the list's end.
 
-    ``here`` and ``up`` are rows of the window; ``back`` is the row before ``here``, ``up_back`` and ``up_front`` lie
-    beside ``up``; rows outside the volume are empty. ``all_edges`` and ``all_corners`` are all ones where every class
-    has contacts across edges (18, 26) and corners (26); if only some classes have, those are in ``edge_classes`` and
-    ``corner_classes``, each repeated 64 times.
+    ``pairs`` holds two run numbers for each. The other rows lie a ``plane`` and a ``width`` away; rows outside the
+    volume have empty masks.
     """
-    words = masks.shape[1]
-    stride = words * 64 + MARGIN
-    back, up_back, up_front = here - 1, up - 1, up + 1
-    count = 0
+    all_edges, all_corners, edge_classes, corner_classes = touching
+    row = np.uint64(words_of(width)) * NEXT_WORD
+    back, up_back, up_front = here - row, up - row, up + row
+    end = NONE
     up_left = back_left = edges_left = corners_left = NONE  # the same masks in the word to the left
-    for word in range(words):
-        foreground, changes = masks[here, word, FOREGROUND], masks[here, word, STARTS] | masks[here, word, ENDS]
-        if not (changes | foreground):
-            up_left = back_left = NONE
-            continue
-        x = MARGIN + 64 * word
-        edges, corners = all_edges, all_corners
-        for k in range(0, edge_classes.size, 64):
-            edges |= equal_bits(classes, here * stride + x, edge_classes, k)
-        for k in range(0, corner_classes.size, 64):
-            corners |= equal_bits(classes, here * stride + x, corner_classes, k)
-        touch_up = foreground & equal_bits(classes, here * stride + x, classes, up * stride + x)
-        touch_back = foreground & equal_bits(classes, here * stride + x, classes, back * stride + x)
+    for x in range(at, at + width, 64):
+        foreground, changes = masks[here + FOREGROUND], masks[here + STARTS] | masks[here + ENDS]
+        edges = corners = touch_up = touch_back = NONE
+        if changes | foreground:
+            edges, corners = all_edges, all_corners
+            for k in range(0, edge_classes.size, 64):
+                edges |= equal_bits(source, x, edge_classes, k)
+            for k in range(0, corner_classes.size, 64):
+                corners |= equal_bits(source, x, corner_classes, k)
+            x_up, x_back, x_up_back, x_up_front = x - plane, x - width, x - plane - width, x - plane + width
+            touch_up = foreground & masks[up + FOREGROUND] & equal_bits(source, x, source, x_up)
+            touch_back = foreground & masks[back + FOREGROUND] & equal_bits(source, x, source, x_back)
 
-        begins = touch_up & (~((touch_up << ONE) | (up_left >> TOP)) | changes)
-        count = add_straight(pairs, count, masks, here, up, word, begins)
-        known = touch_up & touch_back
-        if known & ~edges:  # without edge contacts, up and back were joined through up_back only
-            known &= edges | equal_bits(classes, here * stride + x, classes, up_back * stride + x)
-        count = add_straight(pairs, count, masks, here, back, word, news(touch_back, known, changes))
+            begins = touch_up & (~((touch_up << ONE) | (up_left >> TOP)) | changes)
+            end = add_straight(pairs, end, masks, here, up, begins)
+            known = touch_up & touch_back
+            if known & ~edges:  # without edge contacts, up and back were joined through up_back only
+                known &= edges | (masks[up_back + FOREGROUND] & equal_bits(source, x, source, x_up_back))
+            end = add_straight(pairs, end, masks, here, back, news(touch_back, known, changes))
 
-        if edges | (edges_left >> TOP):
-            touch = edges & foreground & equal_bits(classes, here * stride + x, classes, up_back * stride + x)
-            joined = touch & (touch_up | touch_back)
-            count = add_straight(pairs, count, masks, here, up_back, word, news(touch, joined, changes))
-            touch = edges & foreground & equal_bits(classes, here * stride + x, classes, up_front * stride + x)
-            count = add_straight(pairs, count, masks, here, up_front, word, news(touch, touch & touch_up, changes))
-            # A step to x - 1 or x + 1 of one row is known where the voxel also touches a row beside that row. The "was"
-            # masks speak of the voxel to the left of each bit.
-            was_up = (touch_up << ONE) | (up_left >> TOP)
-            was_back = (touch_back << ONE) | (back_left >> TOP)
-            was_edges = (edges << ONE) | (edges_left >> TOP)
-            was_corners = (corners << ONE) | (corners_left >> TOP)
-            to_up, was_to_up = edges & ~(touch_back & corners), was_edges & ~(was_back & was_corners)
-            to_back, was_to_back = edges & ~(touch_up & corners), was_edges & ~(was_up & was_corners)
-            to_up_back, was_to_up_back = corners & ~(touch_up | touch_back), was_corners & ~(was_up | was_back)
-            to_up_front, was_to_up_front = corners & ~touch_up, was_corners & ~was_up
-            ends = (masks[up, word, ENDS] & to_up) | (masks[back, word, ENDS] & to_back)
-            ends |= (masks[up_back, word, ENDS] & to_up_back) | (masks[up_front, word, ENDS] & to_up_front)
-            starts = (masks[up, word, STARTS] & was_to_up) | (masks[back, word, STARTS] & was_to_back)
-            starts |= masks[up_back, word, STARTS] & was_to_up_back
-            starts |= masks[up_front, word, STARTS] & was_to_up_front
-            if (masks[here, word, STARTS] & ends) | (masks[here, word, ENDS] & starts):  # rare in smooth volumes
-                count = add_diagonal(pairs, count, classes, masks, here, up, word, to_up, was_to_up)
-                count = add_diagonal(pairs, count, classes, masks, here, back, word, to_back, was_to_back)
-                count = add_diagonal(pairs, count, classes, masks, here, up_back, word, to_up_back, was_to_up_back)
-                count = add_diagonal(pairs, count, classes, masks, here, up_front, word, to_up_front, was_to_up_front)
+            if edges | (edges_left >> TOP):
+                may = edges & foreground
+                touch = may & masks[up_back + FOREGROUND] & equal_bits(source, x, source, x_up_back)
+                joined = touch & (touch_up | touch_back)
+                end = add_straight(pairs, end, masks, here, up_back, news(touch, joined, changes))
+                touch = may & masks[up_front + FOREGROUND] & equal_bits(source, x, source, x_up_front)
+                end = add_straight(pairs, end, masks, here, up_front, news(touch, touch & touch_up, changes))
+                # A step to x - 1 or x + 1 of one row is known where the voxel also touches a row beside that row. The
+                # "was" masks speak of the voxel to the left of each bit.
+                was_up = (touch_up << ONE) | (up_left >> TOP)
+                was_back = (touch_back << ONE) | (back_left >> TOP)
+                was_edges = (edges << ONE) | (edges_left >> TOP)
+                was_corners = (corners << ONE) | (corners_left >> TOP)
+                to_up, was_to_up = edges & ~(touch_back & corners), was_edges & ~(was_back & was_corners)
+                to_back, was_to_back = edges & ~(touch_up & corners), was_edges & ~(was_up & was_corners)
+                to_up_back, was_to_up_back = corners & ~(touch_up | touch_back), was_corners & ~(was_up | was_back)
+                to_up_front, was_to_up_front = corners & ~touch_up, was_corners & ~was_up
+                ends = (masks[up + ENDS] & to_up) | (masks[back + ENDS] & to_back)
+                ends |= (masks[up_back + ENDS] & to_up_back) | (masks[up_front + ENDS] & to_up_front)
+                starts = (masks[up + STARTS] & was_to_up) | (masks[back + STARTS] & was_to_back)
+                starts |= masks[up_back + STARTS] & was_to_up_back
+                starts |= masks[up_front + STARTS] & was_to_up_front
+                if (masks[here + STARTS] & ends) | (masks[here + ENDS] & starts):  # rare in smooth volumes
+                    end = add_diagonal(pairs, end, source, x, x_up, masks, here, up, to_up, was_to_up)
+                    end = add_diagonal(pairs, end, source, x, x_back, masks, here, back, to_back, was_to_back)
+                    end = add_diagonal(
+                        pairs, end, source, x, x_up_back, masks, here, up_back, to_up_back, was_to_up_back
+                    )
+                    end = add_diagonal(
+                        pairs, end, source, x, x_up_front, masks, here, up_front, to_up_front, was_to_up_front
+                    )
         up_left, back_left, edges_left, corners_left = touch_up, touch_back, edges, corners
-    return count
-
-
-@kernel
-def join(parent: Links, pairs: Links, count: int) -> None:
-    """Union the listed pairs of runs (Rem's algorithm with splicing; parents are never larger than their runs)."""
-    for k in range(count):
-        a, b = np.int64(pairs[k, 0]), np.int64(pairs[k, 1])
-        while parent[a] != parent[b]:
-            if parent[a] < parent[b]:
-                a, b = b, a
-            above = np.int64(parent[a])
-            parent[a] = parent[b]
-            if above == a:
-                break
-            a = above
-
-
-@kernel
-def link_planes(
-    volume: Classes,
-    shape: tuple[int, int, int],
-    first_plane: int,
-    last_plane: int,
-    run: int,
-    parent: Links,
-    row_first: npt.NDArray[np.int64],
-    stitch: bool,
-    all_edges: np.uint64,
-    all_corners: np.uint64,
-    edge_classes: Classes,
-    corner_classes: Classes,
-) -> None:
-    """Number the runs of the planes ``first_plane`` to ``last_plane`` (exclusive) from ``run``; join those that touch.
-
-    Fills ``row_first`` (number of the first run of each row) and ``parent``. With ``stitch`` both exist already.
-    """
-    _, height, width = shape
-    words = (width + 63) // 64
-    # two planes of rows, each between two rows that stay empty
-    rows = height + 2
-    classes = np.zeros(2 * rows * (words * 64 + MARGIN), volume.dtype)
-    masks = np.zeros((2 * rows, words, FIELDS), np.uint64)
-    pairs = np.empty((words * 64 * 12, 2), parent.dtype)  # at most 4 straight and 8 diagonal contacts a voxel
-    for z in range(first_plane, last_plane):
-        here, up = (z & 1) * rows + 1, (~z & 1) * rows + 1
-        for y in range(height):
-            load_row(volume, (z * height + y) * width, width, classes, here + y)
-        for y in range(height):
-            row = z * height + y
-            if stitch:
-                run = int(row_first[row])
-            after = mark_row(classes, masks, here + y, run)
-            if not stitch:
-                row_first[row] = run
-                for i in range(run, after):
-                    parent[i] = i
-            if after > run:
-                count = list_contacts(
-                    pairs, classes, masks, here + y, up + y, all_edges, all_corners, edge_classes, corner_classes
-                )
-                join(parent, pairs, count)
-            run = after
+        here += NEXT_WORD
+        up += NEXT_WORD
+        back += NEXT_WORD
+        up_back += NEXT_WORD
+        up_front += NEXT_WORD
+    return end

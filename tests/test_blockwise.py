@@ -171,7 +171,7 @@ def test_the_result_keeps_the_place_of_its_source(volume: np.ndarray, tmp_path: 
     assert opened.voxel_size_nm == VoxelSize(*NM)
     assert opened.translation_nm == (1.0, 2.0, 3.0)
     assert opened.attributes["lpa"]["instances_of_class"] == {str(k): v for k, v in report.instances.items()}
-    assert opened.array.spec().to_json()["metadata"]["chunk_grid"]["configuration"]["chunk_shape"] == list(BLOCK)
+    assert opened.array.store.spec().to_json()["metadata"]["chunk_grid"]["configuration"]["chunk_shape"] == list(BLOCK)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"], "no remains"
     assert not list(tmp_path.rglob("*.__lock"))
 

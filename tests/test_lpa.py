@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import cc3d
@@ -57,7 +59,7 @@ def semantic_volumes(draw: st.DrawFn) -> np.ndarray:
 
 
 @settings(max_examples=150, deadline=None)
-@given(semantic_volumes(), st.sampled_from([6, 18, 26]), st.integers(1, 3))
+@given(semantic_volumes(), st.sampled_from([6, 18, 26]), st.integers(1, 7))
 def test_label_equals_the_papers_iteration_and_a_flood_fill(
     semantic: np.ndarray, connectivity: int, threads: int
 ) -> None:
@@ -87,7 +89,7 @@ def wide_volumes(draw: st.DrawFn) -> np.ndarray:
 
 
 @settings(max_examples=300, deadline=None)
-@given(wide_volumes(), st.sampled_from([6, 18, 26]), st.integers(1, 3))
+@given(wide_volumes(), st.sampled_from([6, 18, 26]), st.integers(1, 5))
 def test_any_row_length_equals_cc3d(semantic: np.ndarray, connectivity: int, threads: int) -> None:
     expected = cc3d.connected_components(semantic, connectivity=connectivity).reshape(semantic.shape)
     np.testing.assert_array_equal(lpa.label(semantic, connectivity, threads=threads), minimum_index(expected))
@@ -117,7 +119,7 @@ def compacted(labels: np.ndarray) -> np.ndarray:
 
 
 @settings(max_examples=60, deadline=None)
-@given(wide_volumes(), st.integers(1, 3))
+@given(wide_volumes(), st.integers(1, 5))
 def test_compact_labels_are_numbered_in_order_of_the_first_voxel(semantic: np.ndarray, threads: int) -> None:
     compact = lpa.label(semantic, 26, relabel="compact", threads=threads)
     assert compact.dtype == np.uint32
@@ -191,6 +193,43 @@ def test_out_is_filled_and_returned_whatever_it_held() -> None:
         semantic = rng.integers(0, 3, buffer.shape, np.uint8)
         assert lpa.label(semantic, 6, out=buffer, threads=2) is buffer
         np.testing.assert_array_equal(buffer, lpa.propagate(semantic, 6))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("classes", [1, 9])
+def test_no_remains_of_the_union_find_in_the_background(classes: int, threads: int) -> None:
+    rng = np.random.default_rng(4)
+    semantic = np.zeros((60, 40, 50), np.uint8)
+    for crowded in (semantic[:3], semantic[20:24], semantic[40:42]):  # with 9 classes more runs than half the voxels
+        crowded[:] = rng.integers(0 if classes == 1 else 1, classes + 1, crowded.shape)
+    for volume in (semantic, semantic[:24], semantic[:3]):
+        expected = minimum_index(cc3d.connected_components(volume, connectivity=6))
+        np.testing.assert_array_equal(lpa.label(volume, 6, threads=threads), expected)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pages are protected with mprotect")
+def test_nothing_outside_of_the_volume_is_read() -> None:
+    """Each volume fills whole pages of memory between two that may not be touched."""
+    script = """
+import ctypes, mmap
+import numpy as np
+import lpa
+for shape in [(8, 16, 32), (3, 8, 512), (1, 64, 64), (128, 1, 96), (1, 4, 4096), (4096, 1, 1), (5, 64, 64)]:
+    size = -(-int(np.prod(shape)) // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, size + 2 * mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for guard in (address, address + mmap.PAGESIZE + size):
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    inside = np.frombuffer(memory, np.uint8, size, mmap.PAGESIZE)
+    for start in (0, size - int(np.prod(shape))):
+        volume = inside[start : start + int(np.prod(shape))].reshape(shape)
+        volume[:] = np.random.default_rng(1).integers(0, 3, shape)
+        for threads in (1, 2):
+            assert (lpa.label(volume, 26, threads=threads) == lpa.label(volume.copy(), 26)).all()
+print("done")
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert found.stdout == "done\n", found.stderr
 
 
 def test_out_may_be_wider_than_needed() -> None:
