@@ -25,9 +25,8 @@ class Stats:
     images: Counter[tuple[Part, str, str, str]] = field(default_factory=Counter)  # part, fold, domain, source
     objects: Counter[tuple[str, str]] = field(default_factory=Counter)  # source, organelle: instances seen in slices
     instances: Counter[tuple[str, str]] = field(default_factory=Counter)  # source, organelle: instances in volumes
-    options: Mapping[str, Mapping[str, str]] = field(
-        default_factory=dict
-    )  # of each source of ours; never of a user's spec
+    # of each source of ours; never of a user's spec
+    options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def add(self, result: Mapping[str, Any]) -> None:
         """Add a finished volume: its entry in the journal (``build``)."""
