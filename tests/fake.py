@@ -12,16 +12,22 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+specimen = 0  # other numbers give other tissue: a build of several sources must not look like one specimen twice
+
+
+def _random(seed: int) -> np.random.Generator:
+    return np.random.default_rng([specimen, seed] if specimen else seed)
+
 
 def blobs(shape: tuple[int, int, int], seed: int, share: float = 0.25) -> np.ndarray:
     """A ``(z, y, x)`` mask of smooth blobs that covers about ``share`` of the volume."""
-    field = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), (2, 4, 4), mode="wrap")
+    field = ndimage.gaussian_filter(_random(seed).normal(size=shape), (2, 4, 4), mode="wrap")
     return field > np.quantile(field, 1 - share)
 
 
 def em_like(mask: np.ndarray, seed: int) -> np.ndarray:
     """A gray image in which the mask is darker, with correlated and white noise; uint8."""
-    rng = np.random.default_rng(seed)
+    rng = _random(seed)
     texture = ndimage.gaussian_filter(rng.normal(size=mask.shape), 1.5) * 60
     soft = ndimage.gaussian_filter(mask.astype(float), 0.7)
     return np.clip(150 - 70 * soft + texture + rng.normal(0, 6, mask.shape), 0, 255).astype(np.uint8)
