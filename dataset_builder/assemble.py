@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from dataset_builder import card
+from dataset_builder import card, figures
+from dataset_builder.columns import array_of, table_of
 from dataset_builder.journal import Partial
 from dataset_builder.records import row_schema
 from dataset_builder.shards import Part, Shard, checked_hash, plan_shards, write_parquet, write_shard
@@ -22,7 +23,7 @@ from dataset_builder.split_file import as_split_file
 from dataset_builder.splits import PARTS, Placed, SplitPolicy
 from dataset_builder.splits import Part as SplitPart
 from dataset_builder.stats import Stats
-from dataset_builder.volumes import volume_features
+from dataset_builder.volumes import COLUMNS
 from dataset_builder.workers import Workers
 from em_bench_eval.schema import FOLDS, ORGANELLES, Fold
 from lpa.plan import write_whole
@@ -58,12 +59,12 @@ def write_dataset(names: Sequence[str], partial: Partial, pool: Workers, stats: 
     results = (partial.journal[name] for name in names)
     listing = [result["listing"] for result in results]
     path = partial.dataset / "volumes.parquet"
-    hashes[path.name] = _write_table(path, listing, volume_features().arrow_schema)
+    hashes[path.name] = _write_volumes(path, listing)
     path = partial.dataset / "instances.parquet"
     hashes[path.name] = _write_instances(path, listing, partial.work)
     splits = as_split_file(policy, {name.split(" ", 1)[1]: partial.journal[name]["split"] for name in names})
     texts = {
-        **card.texts(stats, _fingerprint(hashes)),
+        **card.texts(stats, _fingerprint(hashes), figures.render(partial.dataset)),
         "splits.json": json.dumps(splits, indent=1) + "\n",
         "stats.json": json.dumps(stats.as_json(), indent=2) + "\n",
     }
@@ -122,11 +123,9 @@ def _shards(names: Sequence[str], partial: Partial) -> Iterator[Shard]:
         yield from plan_shards(partial.dataset / "data" / part, fold, files)
 
 
-def _write_table(path: Path, rows: Sequence[Mapping[str, object]], schema: Any) -> str:
-    import pyarrow as pa
-
-    table = pa.Table.from_pylist(list(rows), schema=schema)
-    write_whole(path, lambda temporary: write_parquet(temporary, [table], schema))
+def _write_volumes(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+    table = table_of(COLUMNS, rows)
+    write_whole(path, lambda temporary: write_parquet(temporary, [table], table.schema))
     return checked_hash(path, len(rows))
 
 
@@ -154,13 +153,17 @@ def _write_instances(path: Path, listing: Sequence[Mapping[str, Any]], work: Pat
                 ids, classes, voxels, boxes = (table[name] for name in ("ids", "classes", "voxels", "boxes"))
             cut = (boxes[:, :3] == 0).any(axis=1) | (boxes[:, 3:] == np.array(row["shape"])).any(axis=1)
             columns = [
-                pa.DictionaryArray.from_arrays(np.zeros(len(ids), np.int32), [row["volume_id"]]),
-                pa.array(ids),
-                pa.DictionaryArray.from_arrays(classes.astype(np.int8) - 1, list(ORGANELLES)),
-                pa.array(voxels),
-                pa.array(voxels * float(np.prod(row["voxel_size_nm"]))),
-                pa.FixedSizeListArray.from_arrays(pa.array(boxes.astype(np.int32).ravel()), 6),
-                pa.array(cut),
+                pa.DictionaryArray.from_arrays(
+                    array_of("int32", np.zeros(len(ids))), array_of("string", [row["volume_id"]])
+                ),
+                array_of("int64", ids),
+                pa.DictionaryArray.from_arrays(
+                    array_of("int8", classes.astype(np.int8) - 1), array_of("string", ORGANELLES)
+                ),
+                array_of("int64", voxels),
+                array_of("float64", voxels * float(np.prod(row["voxel_size_nm"]))),
+                pa.FixedSizeListArray.from_arrays(array_of("int32", boxes.ravel()), 6),
+                array_of("bool", cut),
             ]
             count += len(ids)
             yield pa.Table.from_arrays(columns, schema=schema)

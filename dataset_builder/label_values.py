@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from em_bench_eval.errors import InputError
+from em_bench_eval.opened import whole_numbers
 from em_bench_eval.schema import ORGANELLES, Organelle
 
 BACKGROUND, OTHER, IGNORE, REST = "background", "other", "ignore", "rest"
 TARGETS = (*ORGANELLES, BACKGROUND, OTHER, f"{OTHER}:NAME", IGNORE)
 IGNORED, UNKNOWN = 254, 255  # beside 0 and Organelle.label_id in what ``codes`` gives
 RANGE = re.compile(r"(-?\d+)(?:\s*(?:-|\.\.|to)\s*(\d+))?")
-LARGEST = 2**53  # beyond this a float no longer holds every whole number
 TABLE = 2**16
 
 
@@ -75,28 +75,6 @@ def parse_range(text: str) -> tuple[int, int] | None:
     first = int(found[1])
     last = first if found[2] is None else int(found[2])
     return (first, last) if first <= last else None
-
-
-def whole_numbers(values: npt.NDArray[Any], where: str) -> npt.NDArray[Any]:
-    """Return labels as integers: booleans become 0 and 1, floats are taken if each is whole (NIfTI stores many so).
-
-    Raises ``InputError``, naming ``where``, for any that is not.
-    """
-    if values.dtype.kind == "b":
-        return values.astype(np.uint8)
-    if values.dtype.kind in "iu":
-        return values
-    with np.errstate(invalid="ignore"):
-        wrong = ~(np.abs(values) <= LARGEST) | (values != np.rint(values))
-    if wrong.any():
-        place = tuple(int(at[0]) for at in np.nonzero(wrong))
-        raise InputError(
-            f"{where} is not a label map",
-            found=f"{values.dtype} with the value {values[place]:g}",
-            expected="whole numbers (floats too, if every one of them is whole)",
-            remedy="threshold probabilities first; rounded interpolation is no label: resample with nearest neighbour",
-        )
-    return values.astype(np.int64)
 
 
 @dataclass

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset_builder.harmonise import Window
-from dataset_builder.label_values import IGNORED, Lookup, whole_numbers
+from dataset_builder.label_values import IGNORED, Lookup
 from em_bench_eval.errors import InputError
-from em_bench_eval.opened import Opened
+from em_bench_eval.opened import Opened, whole_numbers
 from em_bench_eval.schema import Array3D, Organelle
 
 Box = tuple[slice, slice, slice]

@@ -16,6 +16,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "fetch": ("dataset_builder.cli_fetch", "fetch", "download a source: resumable, verified, several mirrors"),
     "inspect": ("dataset_builder.cli_inspect", "inspect", "show what is in a file, folder or URL; draft a spec"),
     "build": ("dataset_builder.cli", "build", "build the benchmark dataset folder from one or more sources"),
+    "check": ("dataset_builder.cli_check", "check", "look for faults in a dataset; a page with pictures"),
+    "cite": ("dataset_builder.cli_cite", "cite", "print the BibTeX of what a dataset, split or source holds"),
     "label": ("lpa.cli", "label", "turn a semantic volume into instances, at any size"),
     "train": ("baselines.cli", "train", "train a baseline on a dataset folder or Hub dataset"),
     "predict": ("baselines.cli", "predict", "predict whole images: overlapping tiles, stitched, decoded to instances"),

@@ -39,6 +39,9 @@ class Pixels(Protocol):
         ...
 
 
+LARGEST = 2**53  # beyond this a float no longer holds every whole number
+
+
 @dataclass(frozen=True)
 class Opened:
     """A lazily read volume; ``opened[z0:z1, y0:y1, x0:x1]`` reads a box as numpy, in native byte order.
@@ -102,6 +105,12 @@ class Opened:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return np.asarray(self[:], dtype=dtype)
 
+    def as_labels(self) -> Opened:
+        """Return the volume with an integer type: floats are taken if each is whole, which is checked when read."""
+        if self.dtype.kind != "f":
+            return self
+        return replace(self, array=WholeNumbers(self.array, self.location))
+
 
 def _moved(box: Box, part: Box) -> Box:
     z, y, x = (
@@ -164,3 +173,52 @@ class Mapped:
     def read(self, box: Box) -> npt.NDArray[Any]:
         """Copy a box out of the file."""
         return np.array(self.values[box])
+
+
+def whole_numbers(values: npt.NDArray[Any], where: str) -> npt.NDArray[Any]:
+    """Return labels as integers: booleans become 0 and 1, floats are taken if each is whole (NIfTI stores many so).
+
+    Raises ``InputError``, naming ``where``, for any that is not.
+    """
+    if values.dtype.kind == "b":
+        return values.astype(np.uint8)
+    if values.dtype.kind in "iu":
+        return values
+    with np.errstate(invalid="ignore"):
+        wrong = ~(np.abs(values) <= LARGEST) | (values != np.rint(values))
+    if wrong.any():
+        place = tuple(int(at[0]) for at in np.nonzero(wrong))
+        raise InputError(
+            f"{where} is not a label map",
+            found=f"{values.dtype} with the value {values[place]:g}",
+            expected="whole numbers (floats too, if every one of them is whole)",
+            remedy="threshold probabilities first; rounded interpolation is no label: resample with nearest neighbour",
+        )
+    return values.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class WholeNumbers:
+    """A label map stored as floats, read as int64."""
+
+    values: Pixels
+    where: str
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Element type."""
+        return np.dtype(np.int64)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Size in voxels, ``(z, y, x)``."""
+        return self.values.shape
+
+    @property
+    def chunk_shape(self) -> tuple[int, int, int]:
+        """Smallest box that is read as one, in voxels, ``(z, y, x)``."""
+        return self.values.chunk_shape
+
+    def read(self, box: Box) -> npt.NDArray[Any]:
+        """Read a box; raises ``InputError`` where a value is not whole."""
+        return whole_numbers(self.values.read(box), self.where)

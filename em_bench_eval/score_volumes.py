@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .errors import InputError
 from .label_maps import organelle_name
-from .opened import Opened
+from .opened import Opened, whole_numbers
 from .schema import ORGANELLES, VoxelSize
 from .scoring import Evaluation
 from .settings import DEFAULT_SETTINGS, Settings
@@ -50,8 +49,8 @@ class LabelVolume:
     def read(self, box: tuple[slice, ...]) -> Any:
         """Read a box in a form that ``Evaluation`` takes."""
         if self.organelle_of is None:
-            return {organelle: whole_numbers(opened, box) for organelle, opened in self.maps.items()}
-        return whole_numbers(self.maps[""], box), self.organelle_of
+            return {organelle: whole_numbers(opened[box], opened.location) for organelle, opened in self.maps.items()}
+        return whole_numbers(self.maps[""][box], self.location), self.organelle_of
 
 
 def open_labels(location: str | os.PathLike[str], organelle: str | None = None) -> LabelVolume:
@@ -126,24 +125,6 @@ def score_volumes(
                 reference.location, *labels, start=start, shape=reference.shape, ignore=mask, **context
             )
     return evaluation
-
-
-def whole_numbers(opened: Opened, box: tuple[slice, ...]) -> npt.NDArray[Any]:
-    """Read a box of a label map; floats that hold whole numbers, as NIfTI often does, become integers."""
-    labels: npt.NDArray[Any] = opened[box]
-    if labels.dtype == np.bool_:
-        return labels.astype(np.uint8)
-    if np.issubdtype(labels.dtype, np.floating):
-        rounded = np.rint(labels)
-        if not (np.isfinite(labels).all() and (rounded == labels).all()):
-            raise InputError(
-                f"{opened.location} is not a label map",
-                found=f"{labels.dtype} values that are no whole numbers",
-                expected="instance ids, 0 = background",
-                remedy="threshold probabilities and label them first (em-bench label)",
-            )
-        return np.asarray(rounded, np.int64)
-    return labels
 
 
 def _per_organelle(folder: Path) -> dict[str, Path]:

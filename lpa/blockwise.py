@@ -105,7 +105,7 @@ def label_zarr(
         InputError: an unusable source, an existing destination, other settings than the interrupted run's.
     """
     began = time.perf_counter()
-    opened = open_volume(source)
+    opened = open_volume(source).as_labels()
     plan = _plan(opened, source, destination, block_shape, connectivity, relabel)
     if os.path.lexists(plan.destination) and not overwrite:
         raise InputError(

@@ -105,7 +105,7 @@ def _read_block(job: Job) -> Block:
 
 @lru_cache(maxsize=4)
 def _source(location: str, run: str) -> Opened:
-    return open_volume(location)
+    return open_volume(location).as_labels()
 
 
 @lru_cache(maxsize=4)

@@ -50,7 +50,7 @@ def read_labelled(source: str, labels: str | os.PathLike[str], voxel_size: Voxel
     ``voxel_size`` replaces what the files say. Raises ``InputError`` for values that are no organelles, an unknown
     voxel size and a volume above ``LARGEST``.
     """
-    opened = open_volume(labels)
+    opened = open_volume(labels).as_labels()
     size = voxel_size or opened.voxel_size_nm
     if size is None:
         raise InputError(
@@ -68,7 +68,7 @@ def read_labelled(source: str, labels: str | os.PathLike[str], voxel_size: Voxel
         )
     instances = opened[:]
     found = extents(instances)
-    values = np.asarray(open_volume(source)[:]).reshape(-1)[found.first].astype(np.int64)
+    values = np.asarray(open_volume(source).as_labels()[:]).reshape(-1)[found.first].astype(np.int64)
     strangers = sorted(set(values.tolist()) - set(range(1, len(ORGANELLES) + 1)))
     if strangers:
         raise InputError(

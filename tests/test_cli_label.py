@@ -38,6 +38,17 @@ def test_labels_with_the_connectivity_of_each_organelle(
     assert "writing labels: 100%" in printed.err
 
 
+def test_masks_that_a_file_stores_as_floats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    whole, soft, out = tmp_path / "whole.tif", tmp_path / "soft.tif", str(tmp_path / "out.zarr")
+    tifffile.imwrite(whole, SEMANTIC.astype(np.float32))
+    tifffile.imwrite(soft, SEMANTIC.astype(np.float32) / 4)
+    assert main(["label", str(whole), out, "--connectivity", "26"]) == 0
+    np.testing.assert_array_equal(open_volume(out)[:], label(SEMANTIC, 26))
+    assert main(["label", str(soft), str(tmp_path / "soft.zarr")]) == 2
+    assert "whole numbers" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("connectivity", ["6", "18", "26", "mito=26,er=6"])
 def test_options(connectivity: str, source: str, tmp_path: Path) -> None:
     out = str(tmp_path / "out.zarr")

@@ -25,6 +25,8 @@ COMMAND_FILES = (
     "baselines/cli.py",
     "lpa/cli.py",
     "dataset_builder/cli.py",
+    "dataset_builder/cli_check.py",
+    "dataset_builder/cli_cite.py",
     "dataset_builder/cli_fetch.py",
     "dataset_builder/cli_inspect.py",
     "em_bench_eval/cli.py",

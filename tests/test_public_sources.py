@@ -26,6 +26,7 @@ from dataset_builder.source import load_source
 from dataset_builder.splits import SplitPolicy
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import Organelle, Volume
+from em_bench_eval.volume_io import open_volume
 
 MITO, NUCLEUS, GOLGI, ENDO = Organelle.MITO, Organelle.NUCLEUS, Organelle.GOLGI, Organelle.ENDO
 
@@ -409,3 +410,16 @@ def test_real_urocell_labels_register_and_hold_the_published_instances(real_data
     mito = labelled(volume)[MITO]
     assert (vesicles & mito).sum() < 1e-3 * mito.sum()
     assert (vesicles[:, ::-1] & mito).sum() > 0.1 * mito.sum()
+
+
+def test_labels_alone_make_a_dataset_of_volumes(tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    replicas.urocell(tmp_path, with_images=False)
+    out = tmp_path / "labels-only"
+    build([Job.of("urocell", tmp_path, {})], out, SplitPolicy())
+    rows = load_dataset(str(out), split="volumes")
+    assert len(rows) == 3
+    assert not any(rows["has_image"])
+    first = tmp_path / "labels-only" / rows[0]["zarr"]
+    assert np.asarray(open_volume(first / "labels" / "instances")[:]).any()

@@ -166,7 +166,7 @@ def test_faults(pair: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         open_labels(twice)
     probabilities = write_tiff(tmp_path / "p.tif", pair[0].astype(np.float32) / 7)
     assert main(["score", str(probabilities), str(good), "--organelle", "er"]) == 2
-    assert "no whole numbers" in capsys.readouterr().err
+    assert "whole numbers (floats too" in capsys.readouterr().err
 
 
 def test_settings_change_what_is_judged(pair: Any, tmp_path: Path) -> None:

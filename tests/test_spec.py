@@ -19,13 +19,13 @@ from PIL import Image
 
 from dataset_builder.harmonise import Window
 from dataset_builder.instances import instances_of
-from dataset_builder.label_values import IGNORED, UNKNOWN, Lookup, ValueMap, parse_range, whole_numbers
+from dataset_builder.label_values import IGNORED, UNKNOWN, Lookup, ValueMap, parse_range
 from dataset_builder.source import Source, load_source
 from dataset_builder.sources.local import SOURCE, source_of
 from dataset_builder.spec import load_spec
 from dataset_builder.views import boxes, distinct_ids
 from em_bench_eval.errors import InputError
-from em_bench_eval.opened import Mapped, Opened
+from em_bench_eval.opened import Mapped, Opened, whole_numbers
 from em_bench_eval.schema import Organelle, Volume, VoxelSize
 
 SHAPE = (5, 24, 30)
