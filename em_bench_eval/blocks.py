@@ -94,7 +94,7 @@ class OpenItem:
             )
         result = {}
         for organelle, tables in self._tables.items():
-            table = _merged(tables)
+            table = OverlapTable.merge_all(tables)
             self._tables[organelle] = [table]
             on_border = self._on_border[organelle]
             result[organelle] = (table, judge(table, math.prod(self.voxel_size_nm), settings, on_border))
@@ -117,11 +117,3 @@ class OpenItem:
 def _overlap(one: Box, other: Box) -> bool:
     (a, a_shape), (b, b_shape) = one, other
     return bool(np.all(np.less(a, np.add(b, b_shape)) & np.less(b, np.add(a, a_shape))))
-
-
-def _merged(tables: list[OverlapTable]) -> OverlapTable:
-    """Join pairwise, so that each table is copied a logarithmic number of times."""
-    while len(tables) > 1:
-        joined = [one.merge(other) for one, other in zip(tables[::2], tables[1::2], strict=False)]
-        tables = joined + tables[len(tables) - len(tables) % 2 :]
-    return tables[0]

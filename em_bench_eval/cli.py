@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "build": ("dataset_builder.cli", "build", "build the benchmark dataset folder from one or more sources"),
     "check": ("dataset_builder.cli_check", "check", "look for faults in a dataset; a page with pictures"),
     "cite": ("dataset_builder.cli_cite", "cite", "print the BibTeX of what a dataset, split or source holds"),
+    "publish": ("dataset_builder.cli_publish", "publish", "upload a dataset folder to the Hugging Face Hub"),
     "label": ("lpa.cli", "label", "turn a semantic volume into instances, at any size"),
     "train": ("baselines.cli", "train", "train a baseline on a dataset folder or Hub dataset"),
     "predict": ("baselines.cli", "predict", "predict whole images: overlapping tiles, stitched, decoded to instances"),

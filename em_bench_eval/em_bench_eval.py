@@ -46,7 +46,7 @@ from .per_instance import instance_rows
 from .rows import decode_png
 from .schema import ORGANELLES
 from .score_volumes import open_labels, score_volumes
-from .scoring import Evaluation, row_columns
+from .scoring import Evaluation, statistic_names
 from .settings import METRIC_VERSION, Settings
 from .simple_points import classify
 from .skeleton_graph import edges_between
@@ -86,6 +86,8 @@ Returns:
     `{"mito/dice__instance": 0.71, "mito/pq": ..., "macro/dice__instance": ..., ...}`, None where a value is undefined:
 """ + "".join(f"    - {name}: {metric.definition} ({metric.aggregation})\n" for name, metric in METRICS.items())
 
+_STATISTICS = "statistics"  # in the order of scoring.statistic_names
+
 _CITATION = """\
 @software{em_organelle_wild,
   title = {em-organelle-wild: a multi-source benchmark for organelle instance segmentation in electron microscopy}
@@ -99,15 +101,17 @@ class EMBenchEval(evaluate.Metric):  # type: ignore[misc]  # evaluate has no typ
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = {name: kwargs.pop(name) for name in list(kwargs) if name in Settings.__dataclass_fields__}
         self._settings = Settings(**given)
+        self._names = statistic_names()
         super().__init__(*args, **kwargs)
 
     def _info(self) -> Any:
-        types = {str: "string", int: "int64", float: "float64"}
+        text = datasets.Value("string")
+        columns = {"settings": text, "axes": datasets.Value("int8"), "item": text, "organelle": text}
         return evaluate.MetricInfo(
             description=f"{_DESCRIPTION} Metric version {METRIC_VERSION}.",
             citation=_CITATION,
             inputs_description=_INPUTS,
-            features=datasets.Features({name: datasets.Value(types[kind]) for name, kind in row_columns().items()}),
+            features=datasets.Features({**columns, _STATISTICS: datasets.List(datasets.Value("float64"))}),
         )
 
     def add(self, *, prediction: Any = None, reference: Any = None, ignore: Any = None, **kwargs: Any) -> None:
@@ -151,7 +155,9 @@ class EMBenchEval(evaluate.Metric):  # type: ignore[misc]  # evaluate has no typ
                 **_context(reference, voxel_size_nm, annotated, mask, organelle),
             )
         rows = evaluation.to_rows()
-        super().add_batch(**{name: [row.get(name) for row in rows] for name in self.features})
+        batch = {name: [row[name] for row in rows] for name in self.features if name != _STATISTICS}
+        # one column of lists: evaluate spends time on every column
+        super().add_batch(**batch, **{_STATISTICS: [[row.get(name) for name in self._names] for row in rows]})
 
     def _score_paths(
         self, prediction: Any, reference: Any, mask: Any, organelle: str | None, voxel_size_nm: Sequence[float] | None
@@ -182,7 +188,10 @@ class EMBenchEval(evaluate.Metric):  # type: ignore[misc]  # evaluate has no typ
 
     def _compute(self, **columns: Any) -> dict[str, Any]:
         evaluation = Evaluation(self._settings)
-        evaluation.add_rows(dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        statistics = columns.pop(_STATISTICS)
+        for values, *head in zip(statistics, *columns.values(), strict=True):
+            row = dict(zip(columns, head, strict=True))
+            evaluation.add_rows([{**row, **dict(zip(self._names, values, strict=True))}])
         return evaluation.compute()
 
 

@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 PASSING = frozenset({408, 429, 500, 502, 503, 504})  # HTTP states that may be over in a moment
 WAITS_S: tuple[float, ...] = (1, 2, 4, 8, 16)  # before each further attempt
+MESSAGE_CHARACTERS = 400
 LONGEST_WAIT_S = 300.0  # of what a server asks for with Retry-After
 
 
@@ -155,13 +156,16 @@ def explained(error: BaseException, doing: str, secret: str | None = None) -> In
 
 
 def _found(error: BaseException, secret: str | None) -> str:
-    """Write what the Hub said in one line, without secrets."""
+    """Write what the client and the Hub said in one line, without secrets."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = " ".join(lines)[:MESSAGE_CHARACTERS]
+    messages = (getattr(cause, "server_message", None) for cause in chain(error))
+    said = next((message for message in messages if message), "")
     status = status_of(error)
-    said = next(
-        (text for cause in chain(error) if (text := getattr(cause, "server_message", None))),
-        next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__),
-    )
-    text = f"{status}: {said}" if status is not None and str(status) not in said else str(said)
+    if status is not None and str(status) not in text:
+        text = f"{status}: {text}"
+    if str(said) not in text:
+        text += f"; {said}"
     return text.replace(secret, "***") if secret else text
 
 

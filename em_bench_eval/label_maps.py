@@ -18,9 +18,10 @@ Side = dict[str, tuple[npt.NDArray[Any], Ids | None]]  # organelle -> label map,
 
 
 def as_labels(name: str, array: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Return ``array`` as a 2D or 3D integer array without copying.
+    """Return ``array`` as a 2D or 3D integer array without copying or reading it.
 
-    Floats (and so NaN), booleans, negative ids and another number of axes raise ``InputError``.
+    Floats (and so NaN), booleans and another number of axes raise ``InputError``; negative ids are found where the
+    voxels are read (``refuse_negative``).
     """
     labels = np.asarray(array)
     if not np.issubdtype(labels.dtype, np.integer):
@@ -37,14 +38,30 @@ def as_labels(name: str, array: npt.ArrayLike) -> npt.NDArray[Any]:
             expected="(y, x) or (z, y, x)",
             remedy="add batched images one at a time, and drop channel axes",
         )
-    if np.issubdtype(labels.dtype, np.signedinteger) and labels.size and int(labels.min()) < 0:
+    return labels
+
+
+def refuse_negative(name: str, labels: npt.NDArray[Any], largest_id: int) -> None:
+    """Raise ``InputError`` if signed labels hold a negative id, given their largest id read as unsigned."""
+    if labels.dtype.kind == "i" and largest_id > np.iinfo(labels.dtype).max:
         raise InputError(
             f"{name} holds negative ids",
-            found=int(labels.min()),
+            found=largest_id - 2 ** (8 * labels.itemsize),
             expected="0 = background and positive ids",
             remedy="map 'unlabelled' values such as -1 to 0, and pass the region as `ignore`",
         )
-    return labels
+
+
+def refuse_unnamed(name: str, ids: Ids, named: Ids) -> None:
+    """Raise ``InputError`` if some ids of a label map are not in its table of organelles."""
+    unnamed = np.setdiff1d(ids, named).tolist()
+    if unnamed:
+        raise InputError(
+            f"{name} has instances without an organelle",
+            found=f"{len(unnamed)} ids: {', '.join(map(str, unnamed[:10]))}{', ...' if len(unnamed) > 10 else ''}",
+            expected="an entry {id: organelle} for every id in the label map",
+            remedy="name the organelle of every instance, or set those voxels to 0",
+        )
 
 
 def read_side(name: str, maps: LabelMaps) -> Side:
@@ -59,31 +76,20 @@ def read_side(name: str, maps: LabelMaps) -> Side:
         )
     labels = as_labels(name, maps[0])
     organelle_of = {int(id_): organelle_name(organelle) for id_, organelle in maps[1].items()}
-    unnamed = [id_ for id_ in _present(labels) if id_ not in organelle_of]
-    if unnamed:
-        raise InputError(
-            f"{name} has instances without an organelle",
-            found=f"{len(unnamed)} ids: {', '.join(map(str, unnamed[:10]))}{', ...' if len(unnamed) > 10 else ''}",
-            expected="an entry {id: organelle} for every id in the label map",
-            remedy="name the organelle of every instance, or set those voxels to 0",
-        )
+    if not organelle_of:
+        refuse_unnamed(name, np.unique(labels[labels != 0]).astype(np.uint64), np.zeros(0, np.uint64))
     return {
         organelle: (labels, np.array([id_ for id_, other in organelle_of.items() if other == organelle], np.uint64))
         for organelle in set(organelle_of.values())
     }
 
 
-def _present(labels: npt.NDArray[Any]) -> list[int]:
-    """List the ids > 0 that occur, ascending; only the starts of runs are sorted."""
-    flat = labels.reshape(-1)
-    starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    return [int(id_) for id_ in np.unique(np.concatenate([flat[:1], flat[starts]])) if id_]
-
-
 def by_piece(side: Side, axes: int) -> Side:
     """Give each connected piece of each instance its own id; images only."""
     if axes != 2:
         raise InputError('reference_ids="slice" needs images', found=f"{axes}D", expected="(y, x) label maps")
+    for labels, _ in side.values():
+        refuse_negative("reference", labels, int(labels.view(labels.dtype.str.replace("i", "u")).max(initial=0)))
     pieces = {id(labels): connected_pieces(labels) for labels, _ in side.values()}
     return {
         organelle: (

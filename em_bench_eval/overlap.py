@@ -20,14 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError
-from .label_maps import as_labels
+from .label_maps import as_labels, refuse_negative
 from .overlap_compiled import Kernels, count_runs, kernels
 
 Ints = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
 Index = tuple[int | slice, ...]
-Runs = tuple[Ids, Ids, Mask, Ints]  # reference id, prediction id (not both 0), ignored, voxels
+Runs = tuple[npt.NDArray[Any], npt.NDArray[Any], Mask, Ints]  # reference id, prediction id, ignored, voxels
 
 PIECE_VOXELS = 1 << 20  # what is looked at, and copied if it must be, at a time: bounds the working memory
 # numpy counts until it has taken about as long in this process as numba takes to be imported and ready (a second). One
@@ -127,8 +127,12 @@ def contingency(
     _counted[volume.dtype] += volume.size
     compiled = kernels(volume.dtype) if _counted[volume.dtype] >= COMPILED_FROM_VOXELS else None
     if compiled is None:
-        return _table(_count(volume))
-    return _table(_count_compiled(volume, compiled, threads or _usable_threads(volume.size)))
+        table = _table(_count(volume))
+    else:
+        table = _table(_count_compiled(volume, compiled, threads or _usable_threads(volume.size)))
+    refuse_negative("reference", labels[0], int(table.reference_ids.max(initial=0)))
+    refuse_negative("prediction", labels[1], int(table.prediction_ids.max(initial=0)))
+    return table
 
 
 class _Volume:
@@ -140,7 +144,7 @@ class _Volume:
 
     def __init__(self, reference: npt.NDArray[Any], prediction: npt.NDArray[Any], ignore: Mask | None) -> None:
         self.dtype = np.dtype(f"u{max(reference.itemsize, prediction.itemsize)}")
-        # There are no negative ids, so a signed array may be read as an unsigned one.
+        # Signed arrays are read as unsigned ones, where negative ids become the largest and are refused afterwards.
         arrays = [labels.view(labels.dtype.str.replace("i", "u")) for labels in (reference, prediction)]
         if ignore is not None:
             arrays.append(ignore)
@@ -201,17 +205,18 @@ def _count_compiled(volume: _Volume, compiled: Kernels, threads: int) -> Runs:
     """Every thread counts one stretch of the pieces into its own table."""
     shares = [list(share) for share in np.array_split(np.arange(len(volume.indices)), threads)]
 
-    def count(share: list[int]) -> Runs:
+    def count(share: list[int]) -> npt.NDArray[Any]:
         pieces = volume.pieces([volume.indices[k] for k in share])
-        slots = count_runs(((r, p, ignored.view(np.uint8)) for r, p, ignored in pieces), compiled)
-        content = slots["content"]
-        ids = slots["reference"].astype(np.uint64), slots["prediction"].astype(np.uint64)
-        return *ids, (content & np.uint64(1)).astype(bool), (content >> np.uint64(1)).astype(np.int64)
+        return count_runs(((r, p, ignored.view(np.uint8)) for r, p, ignored in pieces), compiled)
 
     if threads == 1:
-        return count(shares[0])
-    with ThreadPoolExecutor(threads) as pool:
-        return _join_runs(list(pool.map(count, shares)))
+        slots = count(shares[0])
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            slots = np.concatenate(list(pool.map(count, shares)))
+    content = slots["content"]
+    ignored = (content & np.uint64(1)).astype(bool)
+    return slots["reference"], slots["prediction"], ignored, (content >> np.uint64(1)).astype(np.int64)
 
 
 def _usable_threads(voxels: int) -> int:
@@ -231,14 +236,15 @@ def _table(runs: Runs) -> OverlapTable:
     prediction_ids, (p,) = _positions([prediction])
     overlap = (reference > 0) & (prediction > 0) & ~ignored
     pair_reference, pair_prediction, pair_voxels = _sum_by_pair(r[overlap], p[overlap], voxels[overlap])
-    seen, unseen = np.where(ignored, 0, voxels), np.where(ignored, voxels, 0)
+    reference_ignored = _sum_at(len(reference_ids), r[ignored], voxels[ignored])
+    prediction_ignored = _sum_at(len(prediction_ids), p[ignored], voxels[ignored])
     table = OverlapTable(
         reference_ids=reference_ids,
-        reference_voxels=_sum_at(len(reference_ids), r, seen),
-        reference_ignored=_sum_at(len(reference_ids), r, unseen),
+        reference_voxels=_sum_at(len(reference_ids), r, voxels) - reference_ignored,
+        reference_ignored=reference_ignored,
         prediction_ids=prediction_ids,
-        prediction_voxels=_sum_at(len(prediction_ids), p, seen),
-        prediction_ignored=_sum_at(len(prediction_ids), p, unseen),
+        prediction_voxels=_sum_at(len(prediction_ids), p, voxels) - prediction_ignored,
+        prediction_ignored=prediction_ignored,
         pair_reference=pair_reference,
         pair_prediction=pair_prediction,
         pair_voxels=pair_voxels,

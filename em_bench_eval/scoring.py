@@ -25,6 +25,7 @@ from .label_maps import (
     read_mask,
     read_side,
     read_voxel_size,
+    refuse_unnamed,
 )
 from .metric import Statistics, Value
 from .metrics import compute_all, pool
@@ -54,14 +55,12 @@ def score(
     return evaluation.compute()
 
 
-def row_columns() -> dict[str, type]:
-    """Name every column that ``Evaluation.to_rows`` may give, with its type."""
+def statistic_names() -> tuple[str, ...]:
+    """Name every statistic that a row of ``Evaluation.to_rows`` may hold."""
     one = {"er": np.ones((2, 2), np.uint8)}
     overlaps = Evaluation()
     overlaps.add(one, one, voxel_size_nm=(1.0, 1.0))
-    kinds: dict[str, type] = {"axes": int, "settings": str, "item": str, "organelle": str}
-    names = [*overlaps.to_rows()[0], *SKELETON_STATISTICS, *BOUNDARY_STATISTICS]
-    return {**kinds, **{name: kinds.get(name, float) for name in names}}
+    return (*overlaps.items()[0][1]["er"], *SKELETON_STATISTICS, *BOUNDARY_STATISTICS)
 
 
 class Evaluation:
@@ -273,6 +272,10 @@ class Evaluation:
             key = (id(maps[0][0]), id(maps[1][0]))
             if key not in tables:
                 tables[key] = contingency(maps[0][0], maps[1][0], mask)
+                for side, ids in (("reference", tables[key].reference_ids), ("prediction", tables[key].prediction_ids)):
+                    named = _named(sides[side], maps[0 if side == "reference" else 1][0])
+                    if named is not None:
+                        refuse_unnamed(side, ids, named)
             whole = tables[key]
             table = whole.select(is_among(whole.reference_ids, maps[0][1]), is_among(whole.prediction_ids, maps[1][1]))
             found[organelle] = (table, (maps[0][0], maps[1][0]))
@@ -312,3 +315,9 @@ class Evaluation:
     def _refuse_name(self, item: str | None, *, open_too: bool) -> None:
         if item in self._names or (open_too and item in self._open):
             raise InputError(f"{item} was added twice", expected="each item once", remedy="drop the duplicate")
+
+
+def _named(side: Side, labels: npt.NDArray[Any]) -> npt.NDArray[np.uint64] | None:
+    """Return the ids that one side's table of organelles names for a label map; None if it has no table."""
+    named = [ids for other, ids in side.values() if other is labels and ids is not None]
+    return np.concatenate(named) if named else None

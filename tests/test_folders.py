@@ -29,6 +29,7 @@ COMMAND_FILES = (
     "dataset_builder/cli_cite.py",
     "dataset_builder/cli_fetch.py",
     "dataset_builder/cli_inspect.py",
+    "dataset_builder/cli_publish.py",
     "em_bench_eval/cli.py",
     "em_bench_eval/cli_explain.py",
     "em_bench_eval/cli_table.py",

@@ -19,7 +19,7 @@ from em_bench_eval import Evaluation, Settings, score
 from em_bench_eval.errors import InputError
 from em_bench_eval.metrics import METRICS
 from em_bench_eval.overlap_statistics import SIZE_BOUNDS_NM
-from em_bench_eval.scoring import row_columns
+from em_bench_eval.scoring import statistic_names
 
 Labels = npt.NDArray[np.int64]
 
@@ -327,7 +327,8 @@ def test_every_measurement_reaches_the_result_and_the_rows(axes: int) -> None:
     sent = Evaluation(chosen)
     sent.add_rows(evaluation.to_rows())
     assert sent.compute() == result
-    assert {name for row in evaluation.to_rows() for name in row} == set(row_columns())
+    head = {"axes", "settings", "item", "organelle"}
+    assert {name for row in evaluation.to_rows() for name in row} == {*head, *statistic_names()}
     together = Evaluation(chosen)
     names = {int(i): "er" if i % 2 else "golgi" for i in range(1, 1 + max(prediction.max(), reference.max()))}
     together.add((prediction, names), (reference, names), voxel_size_nm=size)
