@@ -8,6 +8,7 @@ workers, on how often the build was interrupted, or on whether a volume fitted i
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -29,7 +30,7 @@ from dataset_builder.splits import Placed, SplitPolicy, check_leaks, part_of
 from dataset_builder.stages import Blueprint, Limits, Task
 from dataset_builder.stats import FORMAT, Stats
 from dataset_builder.volumes import volume_row
-from dataset_builder.workers import Workers, open_workers, sendable
+from dataset_builder.workers import Here, Workers, open_workers, sendable
 from em_bench_eval import __version__
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import Volume
@@ -145,21 +146,22 @@ def _make_volumes(
         volume = blueprint.volume
         result |= _described(blueprint, result["instances"])
         partial.journal.add(f"volume {volume.volume_id}", result)
-        for draft in ("ids.zarr", "classes"):
+        for draft in ("ids.zarr", "classes", stages.DRAFTS):
             shutil.rmtree(blueprint.work / draft, ignore_errors=True)
         for array in blueprint.work.glob("*.npy"):
             array.unlink()
 
     finished: list[tuple[str, list[str]]] = []
     bar = tqdm(desc="building", unit="volume", file=sys.stderr)
-    for fits, group in itertools.groupby(blueprints(), key=lambda blueprint: blueprint.fits_in_memory):
-        if fits:
-            for blueprint, result in pool.run(_whole_volume, _sendable(group, pool)):
+    for small, group in itertools.groupby(blueprints(), key=lambda blueprint: blueprint.is_one_task):
+        first = list(itertools.islice(group, 2 * pool.workers if small and pool.workers > 1 else 0))
+        if small and len(first) in (0, 2 * pool.workers):  # enough to keep all workers busy
+            for blueprint, result in pool.run(_whole_volume, _sendable(itertools.chain(first, group), pool)):
                 finish(blueprint, result)
                 bar.update()
         else:
-            for blueprint in group:
-                finish(blueprint, _large_volume(next(_sendable([blueprint], pool)), partial.journal, pool))
+            for blueprint in itertools.chain(first, group):
+                finish(blueprint, _by_boxes(next(_sendable([blueprint], pool)), partial.journal, pool))
                 bar.update()
     bar.close()
     for name, volumes in finished:
@@ -182,7 +184,7 @@ def _blueprint(job: Job, volume: Volume, policy: SplitPolicy, limits: Limits, da
 
 def _sendable(blueprints: Iterable[Blueprint], pool: Workers) -> Iterator[Blueprint]:
     for blueprint in blueprints:
-        if pool.workers == 1:
+        if isinstance(pool, Here):
             yield blueprint
         else:
             boxes = stages.boxes_of(blueprint)
@@ -193,7 +195,7 @@ def _whole_volume(blueprint: Blueprint) -> tuple[Blueprint, dict[str, Any]]:
     return blueprint, stages.whole_volume(blueprint)
 
 
-def _large_volume(blueprint: Blueprint, journal: Journal, pool: Workers) -> dict[str, Any]:
+def _by_boxes(blueprint: Blueprint, journal: Journal, pool: Workers) -> dict[str, Any]:
     """Do all stages of one volume, box by box; finished boxes of an interrupted run are not done again."""
     volume = blueprint.volume
     boxes = [Task(blueprint, box) for box in stages.boxes_of(blueprint)]
@@ -211,18 +213,26 @@ def _large_volume(blueprint: Blueprint, journal: Journal, pool: Workers) -> dict
         return [journal[key] for key in keys]
 
     id_dtype = volume.instances.dtype if volume.instances is not None else "uint32"
-    if volume.semantic is not None:
-        stages.create_classes(blueprint)
-        each("reading labels", stages.copy_classes, boxes)
-        labelled = f"labelling {volume.volume_id}"
-        if labelled not in journal:
-            stages.label_volume(blueprint, pool.workers)
-            journal.add(labelled, {})
-    if blueprint.limits.min_size_nm3:
-        each("measuring instances", stages.count_specks, boxes)
-        stages.name_instances(blueprint)
+    labelled = f"labelling {volume.volume_id}"
+    store_box = stages.store_box
+    if blueprint.fits_in_memory and isinstance(pool, Here):  # a run that continues this one labels again: that is quick
+        store_box = functools.partial(stages.store_box, labels=stages.labels_without_specks(blueprint))
+    else:
+        if volume.semantic is not None and blueprint.fits_in_memory:
+            if labelled not in journal:
+                stages.keep_labels(blueprint)
+                journal.add(labelled, {})
+        elif volume.semantic is not None:
+            stages.create_classes(blueprint)
+            each("reading labels", stages.copy_classes, boxes)
+            if labelled not in journal:
+                stages.label_volume(blueprint, pool.workers)
+                journal.add(labelled, {})
+        if blueprint.limits.min_size_nm3:
+            each("measuring instances", stages.count_specks, boxes)
+            stages.name_instances(blueprint)
     blueprint.pyramids.create(id_dtype)
-    parts = each("writing rows", stages.store_box, boxes)
+    parts = each("writing rows", store_box, boxes)
     for level in stages.reduce_stages(blueprint):
         each("reducing", stages.reduce_box, level)
     parts += each("writing rows along y and x", stages.cross_box, stages.cross_tasks(blueprint))
@@ -316,5 +326,5 @@ def rows(
         for job in jobs:
             for volume in job.volumes():
                 blueprint = _blueprint(job, volume, policy, limits or Limits(), Path(folder), Path(folder))
-                for row in stages.rows_of(blueprint):
+                for row in stages.published_rows(blueprint):
                     yield part_of(volume), row

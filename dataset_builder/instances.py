@@ -82,7 +82,7 @@ def labels_in_memory(volume: Volume) -> Labels:
 
 
 def labels_on_disk(volume: Volume, work: Path) -> Labels:
-    """Open what the stages ``copy_classes`` and ``label_volume`` left in ``work``; cheap, for use in any process."""
+    """Open what the stages of labelling left in ``work``; cheap, for use in any process."""
     from dataset_builder.volumes import open_array  # imports tensorstore
 
     names = work / "names.npz"
@@ -93,6 +93,9 @@ def labels_on_disk(volume: Volume, work: Path) -> Labels:
     if volume.semantic is None:
         assert volume.instances is not None, "Volume holds one of the two"
         return Labels(volume.instances, None, class_table(volume.organelle_of), name_of, volume.volume_id)
+    if (work / "ids.npy").exists():
+        kept_ids, kept_classes = (np.load(work / name, mmap_mode="r") for name in ("ids.npy", "classes.npy"))
+        return Labels(kept_ids, kept_classes, None, name_of, volume.volume_id)
     ids, classes = Stored(open_array(work / "ids.zarr" / "s0")), Stored(open_array(work / "classes"))
     return Labels(ids, classes, None, name_of, volume.volume_id)
 

@@ -33,13 +33,24 @@ def levels_of(shape: Sequence[int], voxel_size_nm: Sequence[float]) -> list[Fact
 
 def average(image: npt.NDArray[np.uint8], factors: Factors) -> npt.NDArray[np.uint8]:
     """Average blocks of ``factors`` voxels of a ``(z, y, x)`` image, halves rounded up; a remainder is dropped."""
-    total = _whole_blocks(image, factors).astype(np.uint16)
-    for axis, factor in enumerate(factors):
-        if factor == 2:
-            even, odd = ([slice(None)] * axis + [slice(start, None, 2)] for start in (0, 1))
-            total = total[tuple(even)] + total[tuple(odd)]
-    shift = sum(factor == 2 for factor in factors)
-    return ((total + np.uint16((1 << shift) >> 1)) >> np.uint16(shift)).astype(np.uint8)
+    blocks = np.ascontiguousarray(_whole_blocks(image, factors))
+    out = np.empty([size // factor for size, factor in zip(blocks.shape, factors, strict=True)], np.uint8)
+    _average(blocks, factors[0], out)
+    return out
+
+
+@kernel
+def _average(blocks: npt.NDArray[np.uint8], depth: int, out: npt.NDArray[np.uint8]) -> None:
+    voxels = np.uint32(4 * depth)
+    for z in range(out.shape[0]):
+        for y in range(out.shape[1]):
+            for x in range(out.shape[2]):
+                total = voxels >> np.uint32(1)
+                for dz in range(depth):
+                    for dy in range(2):
+                        for dx in range(2):
+                            total += np.uint32(blocks[depth * z + dz, 2 * y + dy, 2 * x + dx])
+                out[z, y, x] = total // voxels
 
 
 def any_of(mask: npt.NDArray[np.uint8], factors: Factors) -> npt.NDArray[np.uint8]:

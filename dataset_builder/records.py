@@ -2,19 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from dataset_builder.columns import IMAGE, Column, Many, array_of, schema_of
 from dataset_builder.layout import Box
 from dataset_builder.numbering import IdTable, Plane, number_plane
 from em_bench_eval.rows import encode_png
-from em_bench_eval.schema import Axis, Domain, Fold, ObjectRow, Organelle, Record, SourceInfo, Volume
+from em_bench_eval.schema import ORGANELLES, Axis, Domain, Fold, Organelle, SourceInfo, Volume
 
 AXES: tuple[Axis, ...] = ("z", "y", "x")
+
+COLUMNS: dict[str, Column] = {  # the names are the fields of schema.Record
+    "image": IMAGE,
+    "instances": IMAGE,
+    "objects": Many(
+        {
+            "id": "int32",
+            "organelle": "string",
+            "instance_id": "int64",
+            "area": "int64",
+            "bbox": Many("int32", 4),
+            "touches_border": "bool",
+        }
+    ),
+    "annotated": Many("string"),
+    "annotation_type": Many("string"),
+    "ignore": IMAGE,
+    "volume_id": "string",
+    "axis": "string",
+    "slice": "int32",
+    "source": "string",
+    "specimen": "string",
+    "fold": "string",
+    "domain": "string",
+    "cell_type": "string",
+    "modality": "string",
+    "pixel_size_nm": Many("float64", 2),
+    "voxel_size_nm": Many("float64", 3),
+    "licence": "string",
+    "citation": "string",
+    "offset": Many("int32", 2),
+}
 
 
 class Voxels(NamedTuple):
@@ -26,85 +59,111 @@ class Voxels(NamedTuple):
     ignore: npt.NDArray[np.bool_] | None
 
 
+class Slice(NamedTuple):
+    """What differs between the rows of one box; label maps are 16-bit PNG, so that nothing can re-encode them."""
+
+    number: int  # slices from the volume's first
+    plane: Plane
+    image: bytes  # PNG
+    instances: bytes  # PNG
+    ignore: bytes | None  # PNG
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the images."""
+        return len(self.image) + len(self.instances) + len(self.ignore or b"")
+
+
 def planes_of(voxels: Voxels, box: Box, axis: Axis, where: str) -> Iterator[tuple[int, Plane]]:
     """Yield the number of each slice of a box along ``axis``, and its instances."""
     along = AXES.index(axis)
     for place in range(voxels.ids.shape[along]):
         number = box[along].start + place
-        ids, classes = np.asarray(voxels.ids.take(place, along)), np.asarray(voxels.classes.take(place, along))
+        ids, classes = _cut(voxels.ids, place, along), _cut(voxels.classes, place, along)
         yield number, number_plane(ids, classes, f"{where} slice {number}")
 
 
-def record_of(
-    volume: Volume,
-    info: SourceInfo,
-    voxels: Voxels,
-    box: Box,
-    axis: Axis,
-    number: int,
-    plane: Plane,
-    fold: Fold,
-    domain: Domain,
-) -> Record:
-    """Return the row of one slice of a box; ``number`` counts slices from the volume's first.
+def image_of(voxels: Voxels, box: Box, axis: Axis, number: int) -> npt.NDArray[np.uint8]:
+    """Return the image of a slice of a box."""
+    along = AXES.index(axis)
+    return _cut(voxels.image, number - box[along].start, along)
+
+
+def slice_of(voxels: Voxels, box: Box, axis: Axis, number: int, plane: Plane) -> Slice:
+    """Encode one slice of a box."""
+    along = AXES.index(axis)
+    ignore = None if voxels.ignore is None else _cut(voxels.ignore, number - box[along].start, along)
+    return Slice(
+        number,
+        plane,
+        encode_png(image_of(voxels, box, axis, number)),
+        encode_png(plane.ids),
+        None if ignore is None else encode_png(ignore),
+    )
+
+
+def _cut(array: npt.NDArray[Any], place: int, along: int) -> npt.NDArray[Any]:
+    return np.asarray(array[(slice(None),) * along + (place,)])
+
+
+def rows_of(
+    volume: Volume, info: SourceInfo, box: Box, axis: Axis, slices: Sequence[Slice], fold: Fold, domain: Domain
+) -> Any:
+    """Return the rows of slices of a box as a ``pyarrow.Table``.
 
     An id in a slice is one volume instance, also where the slice cuts it into several pieces. The image begins at the
     box's corner, which is its ``offset`` in the slice.
     """
-    along = AXES.index(axis)
-    in_plane = [other for other in range(3) if other != along]
-    size_nm = (volume.voxel_size.z, volume.voxel_size.y, volume.voxel_size.x)
-    place = number - box[along].start
-    annotated = tuple(organelle for organelle in Organelle if organelle in volume.annotated)
-    return Record(
-        image=voxels.image.take(place, along),
-        instances=plane.ids,
-        objects=_objects(plane),
-        annotated=annotated,
-        annotation_type=tuple(volume.annotated[organelle] for organelle in annotated),
-        ignore=None if voxels.ignore is None else voxels.ignore.take(place, along),
-        volume_id=volume.volume_id,
-        axis=axis,
-        slice=number,
-        source=volume.source,
-        specimen=volume.specimen,
-        fold=fold,
-        domain=domain,
-        cell_type=volume.cell_type,
-        modality=volume.modality,
-        pixel_size_nm=(size_nm[in_plane[0]], size_nm[in_plane[1]]),
-        voxel_size_nm=size_nm,
-        licence=info.licence,
-        citation=info.citation,
-        offset=(box[in_plane[0]].start, box[in_plane[1]].start),
-    )
+    import pyarrow as pa
+
+    in_plane = [other for other in range(3) if AXES[other] != axis]
+    size_nm = list(volume.voxel_size)
+    annotated = [organelle for organelle in Organelle if organelle in volume.annotated]
+    same = {  # in all rows
+        "annotated": [str(organelle) for organelle in annotated],
+        "annotation_type": [volume.annotated[organelle] for organelle in annotated],
+        "volume_id": volume.volume_id,
+        "axis": axis,
+        "source": volume.source,
+        "specimen": volume.specimen,
+        "fold": fold,
+        "domain": domain,
+        "cell_type": volume.cell_type,
+        "modality": volume.modality,
+        "pixel_size_nm": [size_nm[in_plane[0]], size_nm[in_plane[1]]],
+        "voxel_size_nm": size_nm,
+        "licence": info.licence,
+        "citation": info.citation,
+        "offset": [box[in_plane[0]].start, box[in_plane[1]].start],
+    }
+    columns = {name: array_of(COLUMNS[name], [value] * len(slices)) for name, value in same.items()}
+    for name in ("image", "instances", "ignore"):
+        columns[name] = array_of(IMAGE, [getattr(one, name) for one in slices])
+    columns["slice"] = array_of("int32", [one.number for one in slices])
+    columns["objects"] = _objects([one.plane for one in slices])
+    return pa.Table.from_arrays([columns[name] for name in COLUMNS], schema=row_schema())
 
 
-def _objects(plane: Plane) -> tuple[ObjectRow, ...]:
-    height, width = plane.ids.shape
-    known = list(Organelle)
-    rows = zip(
-        plane.instance_ids.tolist(), plane.classes.tolist(), plane.areas.tolist(), plane.boxes.tolist(), strict=True
-    )
-    return tuple(
-        ObjectRow(
-            id=id_,
-            organelle=known[class_ - 1],
-            instance_id=instance_id,
-            area=area,
-            bbox=(y0, x0, y1, x1),
-            touches_border=y0 == 0 or x0 == 0 or y1 == height or x1 == width,
-        )
-        for id_, (instance_id, class_, area, (y0, x0, y1, x1)) in enumerate(rows, start=1)
-    )
+def _objects(planes: Sequence[Plane]) -> Any:
+    import pyarrow as pa
 
-
-def number_instances(
-    volume_ids: npt.NDArray[Any], organelle_of: Mapping[int, Organelle], where: str
-) -> tuple[npt.NDArray[np.uint16], tuple[ObjectRow, ...]]:
-    """Renumber the ids of one ``(y, x)`` slice to 1..N in ascending order of volume id, and describe each."""
-    plane = number_plane(volume_ids, class_table(organelle_of)[volume_ids], where)
-    return plane.ids, _objects(plane)
+    counts = [len(plane.instance_ids) for plane in planes]
+    boxes = np.concatenate([plane.boxes for plane in planes])
+    heights, widths = (np.repeat([plane.ids.shape[side] for plane in planes], counts) for side in (0, 1))
+    classes = np.concatenate([plane.classes for plane in planes])
+    arrays = {
+        "id": array_of("int32", np.concatenate([np.arange(1, count + 1) for count in counts])),
+        "organelle": array_of("string", ORGANELLES).take(array_of("int32", classes.astype(np.int32) - 1)),
+        "instance_id": array_of("int64", np.concatenate([plane.instance_ids for plane in planes])),
+        "area": array_of("int64", np.concatenate([plane.areas for plane in planes])),
+        "bbox": pa.FixedSizeListArray.from_arrays(array_of("int32", boxes.ravel()), 4),
+        "touches_border": array_of(
+            "bool", (boxes[:, :2] == 0).any(axis=1) | (boxes[:, 2] == heights) | (boxes[:, 3] == widths)
+        ),
+    }
+    kind = row_schema().field("objects").type
+    entries = pa.StructArray.from_arrays(list(arrays.values()), fields=list(kind.value_type))
+    return pa.ListArray.from_arrays(array_of("int32", np.cumsum([0, *counts])), entries)
 
 
 def class_table(organelle_of: Mapping[int, Organelle]) -> IdTable:
@@ -114,62 +173,13 @@ def class_table(organelle_of: Mapping[int, Organelle]) -> IdTable:
 
 
 def features() -> Any:
-    """Return the ``datasets.Features`` of a row; column names are the field names of ``schema.Record``."""
+    """Return the ``datasets.Features`` of a row."""
     import datasets
-    from datasets import Value
 
-    text = Value("string")
-    return datasets.Features(
-        {
-            "image": datasets.Image(),
-            "instances": datasets.Image(),
-            "objects": datasets.List(
-                {
-                    "id": Value("int32"),
-                    "organelle": text,
-                    "instance_id": Value("int64"),
-                    "area": Value("int64"),
-                    "bbox": datasets.List(Value("int32"), length=4),
-                    "touches_border": Value("bool"),
-                }
-            ),
-            "annotated": datasets.List(text),
-            "annotation_type": datasets.List(text),
-            "ignore": datasets.Image(),
-            "volume_id": text,
-            "axis": text,
-            "slice": Value("int32"),
-            "source": text,
-            "specimen": text,
-            "fold": text,
-            "domain": text,
-            "cell_type": text,
-            "modality": text,
-            "pixel_size_nm": datasets.List(Value("float64"), length=2),
-            "voxel_size_nm": datasets.List(Value("float64"), length=3),
-            "licence": text,
-            "citation": text,
-            "offset": datasets.List(Value("int32"), length=2),
-        }
-    )
+    return datasets.Features.from_arrow_schema(row_schema())
 
 
 @lru_cache(maxsize=1)
 def row_schema() -> Any:
     """Return the ``pyarrow.Schema`` of a row, with the metadata that ``datasets`` reads."""
-    return features().arrow_schema
-
-
-def as_row(record: Record) -> dict[str, object]:
-    """Return the published form of a record: label maps as 16-bit PNG, so that nothing can re-encode them."""
-    row: dict[str, object] = {name: getattr(record, name) for name in Record.__dataclass_fields__}
-    row["image"] = {"bytes": encode_png(record.image), "path": None}
-    row["instances"] = {"bytes": encode_png(record.instances), "path": None}
-    row["ignore"] = None if record.ignore is None else {"bytes": encode_png(record.ignore), "path": None}
-    row["objects"] = [
-        {**vars(entry), "organelle": str(entry.organelle), "bbox": list(entry.bbox)} for entry in record.objects
-    ]
-    row["annotated"] = [str(organelle) for organelle in record.annotated]
-    for name in ("annotation_type", "pixel_size_nm", "voxel_size_nm", "offset"):
-        row[name] = list(getattr(record, name))
-    return row
+    return schema_of(COLUMNS)

@@ -7,7 +7,7 @@ rows go into which shard follows from their order and size alone: it does not de
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,13 @@ class Shard:
         return sum(stop - start for _, start, stop in self.pieces)
 
 
-def write_part(path: Path, rows: Sequence[Mapping[str, object]], schema: Any) -> None:
-    """Write rows in their published form (``records.as_row``); the file appears when it is complete."""
+def write_part(path: Path, rows: Any) -> None:
+    """Write a ``pyarrow.Table`` of rows in their published form; the file appears when it is complete."""
     import pyarrow as pa
 
     def write(temporary: Path) -> None:
-        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-            writer.write_table(pa.Table.from_pylist(list(rows), schema=schema))
+        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
+            writer.write_table(rows)
 
     write_whole(path, write)
 
@@ -135,6 +135,6 @@ def _leaves(schema: Any) -> list[str]:
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    pq.write_table(schema.empty_table(), buffer)
+    pq.ParquetWriter(buffer, schema).close()
     parquet = pq.ParquetFile(buffer).schema
     return [parquet.column(number).path for number in range(len(parquet))]

@@ -2,19 +2,19 @@
 
 ::
 
-    copy_classes     semantic labels    source -> work/classes           only where instances are labelled on disk
-    label_volume     instances          work/classes -> work/ids.zarr    (lpa.label_zarr, which resumes by itself)
+    keep_labels      instances          source -> work/ids.npy, classes.npy     for what can be labelled in memory
+    copy_classes     semantic labels    source -> work/classes                  for what cannot
+    label_volume     instances          work/classes -> work/ids.zarr           (lpa.label_zarr resumes by itself)
     count_specks     sizes              -> work/names.npz                only with a smallest size
     store_box        image, labels      -> <volume>.zarr level 0, rows along z, instance table
     reduce_box       pyramid            level n - 1 -> level n
     cross_box        rows along y and x <volume>.zarr -> rows
 
-A volume that fits in memory goes through all of them at once (``whole_volume``).
+A small volume goes through all of them at once (``whole_volume``).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,12 +36,14 @@ from dataset_builder.instances import (
 )
 from dataset_builder.layout import BOX_VOXELS, Box, layout_of
 from dataset_builder.numbering import IdTable, Plane
-from dataset_builder.records import Voxels, as_row, planes_of, record_of, row_schema
+from dataset_builder.records import Slice, Voxels, image_of, planes_of, rows_of, slice_of
 from dataset_builder.shards import write_part
 from dataset_builder.splits import SplitPolicy
 from dataset_builder.volumes import IMAGE, Pyramids, create_array, open_array
-from em_bench_eval.schema import Axis, Fold, Record, SourceInfo, Volume
+from em_bench_eval.schema import ORGANELLES, Axis, Fold, SourceInfo, Volume
 from lpa.plan import write_whole
+
+DRAFTS = "level1"  # in a volume's work folder
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Limits:
 
     max_side: int = 2048  # pixels; larger slices are cut into tiles
     min_size_nm3: float = 0.0  # smaller instances are dropped
-    in_memory_voxels: int = 2**25  # volumes up to this are labelled and written in one go
+    in_memory_voxels: int = 2**27  # volumes up to this are labelled at once, at 5 bytes a voxel
     label_block: int | None = None  # edge of the blocks in which larger ones are labelled; default: lpa's
 
     def published(self) -> dict[str, float]:
@@ -75,13 +77,23 @@ class Blueprint:
         """The published arrays."""
         volume = self.volume
         shape, ignore = volume.image.shape, volume.ignore is not None
-        return Pyramids(self.zarr, shape, tuple(volume.voxel_size), self.limits.max_side, ignore)
+        return Pyramids(self.zarr, self.work / DRAFTS, shape, tuple(volume.voxel_size), self.limits.max_side, ignore)
+
+    @property
+    def voxels(self) -> int:
+        """Number of voxels."""
+        z, y, x = self.volume.image.shape
+        return int(z) * int(y) * int(x)
 
     @property
     def fits_in_memory(self) -> bool:
-        """True if the volume is labelled and written in one go."""
-        z, y, x = self.volume.image.shape
-        return int(z) * int(y) * int(x) <= self.limits.in_memory_voxels
+        """True if the volume is labelled at once."""
+        return self.voxels <= self.limits.in_memory_voxels
+
+    @property
+    def is_one_task(self) -> bool:
+        """True if one worker does all of the volume where there are enough such volumes."""
+        return self.fits_in_memory and self.voxels <= BOX_VOXELS
 
     @property
     def smallest_voxels(self) -> float:
@@ -138,8 +150,8 @@ def _cross_boxes(blueprint: Blueprint, axis: Axis, start: int, stop: int) -> Ite
 
 
 def whole_volume(blueprint: Blueprint) -> dict[str, Any]:
-    """Do everything for a volume that fits in memory; return ``volume_result`` of it."""
-    labels = _labels_without_specks(blueprint)
+    """Do everything for a small volume; return ``volume_result`` of it."""
+    labels = labels_without_specks(blueprint)
     boxes = boxes_of(blueprint)
     blueprint.work.mkdir(parents=True, exist_ok=True)
     blueprint.pyramids.create(labels.ids.dtype)
@@ -151,13 +163,21 @@ def whole_volume(blueprint: Blueprint) -> dict[str, Any]:
     return volume_result(blueprint, parts)
 
 
-def _labels_without_specks(blueprint: Blueprint) -> Labels:
+def labels_without_specks(blueprint: Blueprint) -> Labels:
+    """Label a volume in memory, and drop the instances that are too small."""
     labels = labels_in_memory(blueprint.volume)
     if not blueprint.limits.min_size_nm3:
         return labels
     counted = (count_voxels(labels.read(box)[0]) for box in boxes_of(blueprint))
     compact = blueprint.volume.semantic is not None
     return replace(labels, name_of=IdTable(*names_without_specks(counted, blueprint.smallest_voxels, compact)))
+
+
+def keep_labels(blueprint: Blueprint) -> None:
+    """Label a volume in memory and leave its instances and classes where any process can map them."""
+    labels = labels_in_memory(blueprint.volume)
+    for name, array in (("ids", labels.ids), ("classes", labels.classes)):
+        write_whole(blueprint.work / f"{name}.npy", lambda path, array=array: np.save(path, array))  # type: ignore[misc]
 
 
 def copy_classes(task: Task) -> dict[str, Any]:
@@ -213,11 +233,11 @@ def store_box(task: Task, labels: Labels | None = None) -> dict[str, Any]:
     blueprint = task.blueprint
     voxels = read_source(blueprint, labels or labels_on_disk(blueprint.volume, blueprint.work), task.box)
     pyramids = blueprint.pyramids
-    pyramids.write(IMAGE, 0, task.box, voxels.image)
-    pyramids.write("labels/instances", 0, task.box, voxels.ids)
-    pyramids.write("labels/semantic", 0, task.box, voxels.classes)
+    pyramids.store(IMAGE, task.box, voxels.image)
+    pyramids.store("labels/instances", task.box, voxels.ids)
+    pyramids.store("labels/semantic", task.box, voxels.classes)
     if voxels.ignore is not None:
-        pyramids.write("labels/ignore", 0, task.box, voxels.ignore.view(np.uint8))
+        pyramids.store("labels/ignore", task.box, voxels.ignore.view(np.uint8))
     return _write_rows(task, voxels, with_table=True)
 
 
@@ -250,52 +270,48 @@ def read_source(blueprint: Blueprint, labels: Labels, box: Box) -> Voxels:
     return Voxels(image, ids, classes, None if volume.ignore is None else np.asarray(volume.ignore[box]).astype(bool))
 
 
-def records_of(task: Task, voxels: Voxels) -> Iterator[tuple[int, Plane, Record | None]]:
-    """Yield the slices of one box in order: number, instances, and the row; ``None`` for a slice that is in a gap."""
-    blueprint = task.blueprint
-    volume, policy = blueprint.volume, blueprint.policy
-    slabs = policy.slabs_of(volume)
+def slices_of(task: Task, voxels: Voxels) -> Iterator[tuple[int, Plane, Fold | None]]:
+    """Yield the slices of one box in order: number, instances, and the fold; ``None`` for a slice that is in a gap."""
+    volume = task.blueprint.volume
+    slabs = task.blueprint.policy.slabs_of(volume)
     for number, plane in planes_of(voxels, task.box, task.axis, volume.volume_id):
         z = number if task.axis == "z" else task.box[0].start
-        fold = next((slab.fold for slab in slabs if slab.start <= z < slab.stop), None)
-        record = None
-        if fold is not None:
-            domain = policy.domain_of(volume)
-            record = record_of(volume, blueprint.info, voxels, task.box, task.axis, number, plane, fold, domain)
-        yield number, plane, record
+        yield number, plane, next((slab.fold for slab in slabs if slab.start <= z < slab.stop), None)
+
+
+def _rows(task: Task, slices: Sequence[Slice], fold: Fold) -> Any:
+    volume, domain = task.blueprint.volume, task.blueprint.policy.domain_of(task.blueprint.volume)
+    return rows_of(volume, task.blueprint.info, task.box, task.axis, slices, fold, domain)
 
 
 def _write_rows(task: Task, voxels: Voxels, with_table: bool = False) -> dict[str, Any]:
     """Write the rows of a box, one file a fold; return what the build must know of them, as JSON."""
     blueprint = task.blueprint
-    rows: dict[Fold, list[dict[str, object]]] = {}
+    slices: dict[Fold, list[Slice]] = {}
     placed: list[list[object]] = []
-    objects: Counter[str] = Counter()
+    objects = np.zeros(len(ORGANELLES) + 1, np.int64)
     tables = []
-    for number, plane, record in records_of(task, voxels):
+    for number, plane, fold in slices_of(task, voxels):
         if with_table:
             tables.append(_table_of(plane, number, task.box))
-        if record is None:
+        if fold is None:
             continue
-        row = as_row(record)
-        rows.setdefault(record.fold, []).append(row)
-        objects.update(str(entry.organelle) for entry in record.objects)
-        fingerprint = perceptual_hash(record.image)
+        one = slice_of(voxels, task.box, task.axis, number, plane)
+        slices.setdefault(fold, []).append(one)
+        objects += np.bincount(plane.classes, minlength=len(objects))
+        fingerprint = perceptual_hash(image_of(voxels, task.box, task.axis, number))
         covers = [number, number + 1] if task.axis == "z" else [task.box[0].start, task.box[0].stop]
         hashed = None if fingerprint is None else f"{fingerprint:x}"
-        placed.append([record.fold, number, *covers, _stored_bytes(row), hashed])
+        placed.append([fold, number, *covers, one.stored_bytes, hashed])
     folder = blueprint.work / "rows"
     folder.mkdir(parents=True, exist_ok=True)
-    for fold, of_fold in rows.items():
-        write_part(folder / f"{task.name}-{fold}.arrow", of_fold, row_schema())
+    for fold, of_fold in slices.items():
+        write_part(folder / f"{task.name}-{fold}.arrow", _rows(task, of_fold, fold))
     if with_table:
         table = InstanceTable.merged(tables)
         _save(blueprint.work / f"table-{task.name}.npz", **vars(table))
-    return {"name": task.name, "axis": task.axis, "rows": placed, "objects": dict(objects)}
-
-
-def _stored_bytes(row: dict[str, Any]) -> int:
-    return sum(len(cell["bytes"]) for cell in (row["image"], row["instances"], row["ignore"]) if cell is not None)
+    counts = {name: int(count) for name, count in zip(ORGANELLES, objects[1:], strict=True) if count}
+    return {"name": task.name, "axis": task.axis, "rows": placed, "objects": counts}
 
 
 def _table_of(plane: Plane, z: int, box: Box) -> InstanceTable:
@@ -328,12 +344,12 @@ def _save(path: Path, **arrays: Any) -> None:
     write_whole(path, lambda temporary: np.savez(temporary, **arrays))
 
 
-def rows_of(blueprint: Blueprint) -> Iterator[dict[str, object]]:
+def published_rows(blueprint: Blueprint) -> Iterator[dict[str, object]]:
     """Yield the published rows of a volume, in order, without storing anything but drafts of its labels."""
     blueprint.work.mkdir(parents=True, exist_ok=True)
     tasks = [Task(blueprint, box) for box in boxes_of(blueprint)]
     if blueprint.fits_in_memory:
-        labels = _labels_without_specks(blueprint)
+        labels = labels_without_specks(blueprint)
     else:
         if blueprint.volume.semantic is not None:
             create_classes(blueprint)
@@ -346,6 +362,7 @@ def rows_of(blueprint: Blueprint) -> Iterator[dict[str, object]]:
             name_instances(blueprint)
         labels = labels_on_disk(blueprint.volume, blueprint.work)
     for task in [*tasks, *cross_tasks(blueprint)]:
-        for _, _, record in records_of(task, read_source(blueprint, labels, task.box)):
-            if record is not None:
-                yield as_row(record)
+        voxels = read_source(blueprint, labels, task.box)
+        for number, plane, fold in slices_of(task, voxels):
+            if fold is not None:
+                yield from _rows(task, [slice_of(voxels, task.box, task.axis, number, plane)], fold).to_pylist()

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dataset_builder.columns import Column, Many
 from dataset_builder.layout import Box, Layout, layout_of
 from dataset_builder.pyramid import any_of, average, commonest, levels_of
 from em_bench_eval.schema import Organelle, SourceInfo, Volume
@@ -27,17 +28,36 @@ from lpa.ome_zarr import array_metadata, full_disk_is_os_error, write_group
 ZSTD_LEVEL = 1  # images are noise to zstd, labels are long runs: higher levels cost time and save little
 LISTED_IN_ATTRIBUTES = 4096  # instances; the organelles of more are in instances.parquet only
 IMAGE = "."  # the image's own group; the others are below labels/
+COLUMNS: dict[str, Column] = {
+    "volume_id": "string",
+    "zarr": "string",
+    "shape": Many("int64", 3),
+    "voxel_size_nm": Many("float64", 3),
+    **dict.fromkeys(("source", "specimen", "domain", "cell_type", "modality"), "string"),
+    "has_image": "bool",
+    "annotated": Many("string"),
+    **dict.fromkeys(("instances", "licence", "citation"), "string"),
+}
 REDUCE = {IMAGE: average, "labels/instances": commonest, "labels/semantic": commonest, "labels/ignore": any_of}
 
 
 class Pyramids:
     """The arrays of one volume's folder, made empty at first and filled box by box, in any order, by any process.
 
-    Every file is the content of one box and appears complete, so that a box may safely be written twice.
+    Every file is the content of one box and appears complete, so that a box may safely be written twice. ``drafts`` is
+    a folder for what a box adds to level 1, whose own boxes are larger: so that level 0 is not read again.
     """
 
-    def __init__(self, folder: Path, shape: Sequence[int], voxel_size_nm: Sequence[float], max_side: int, ignore: bool):
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        drafts: Path,
+        shape: Sequence[int],
+        voxel_size_nm: Sequence[float],
+        max_side: int,
+        ignore: bool,
+    ):
+        self.folder, self._drafts = folder, drafts
         self._voxel_size_nm = [float(nm) for nm in voxel_size_nm]
         self.factors = levels_of(shape, voxel_size_nm)
         self.layouts = [layout_of(shape, max_side)]
@@ -52,18 +72,37 @@ class Pyramids:
             for level, layout in enumerate(self.layouts):
                 dtype = id_dtype if group == "labels/instances" else np.uint8
                 create_array(self.folder / group / f"s{level}", layout, dtype)
+                if level == 1:  # a box of level 0 is a chunk
+                    fine = zip(self.layouts[0].shard, self.factors[0], strict=True)
+                    z, y, x = (-(-edge // factor) for edge, factor in fine)
+                    create_array(self._drafts / group, Layout(layout.shape, (z, y, x), (z, y, x)), dtype)
 
-    def write(self, group: str, level: int, box: Box, values: npt.NDArray[Any]) -> None:
-        """Store one box of one level."""
+    def store(self, group: str, box: Box, values: npt.NDArray[Any]) -> None:
+        """Store one box of level 0, and draft its part of level 1."""
+        self._write(self.folder / group / "s0", box, values)
+        if self.factors:
+            step = max(2, self.layouts[0].chunk[0] // 8 * 2)  # slices at a time, even
+            pieces = [values[z : z + step] for z in range(0, len(values), step)]
+            coarse = np.concatenate([REDUCE[group](piece, self.factors[0]) for piece in pieces])
+            corner = [side.start // factor for side, factor in zip(box, self.factors[0], strict=True)]
+            z, y, x = (slice(start, start + edge) for start, edge in zip(corner, coarse.shape, strict=True))
+            if coarse.size:
+                self._write(self._drafts / group, (z, y, x), coarse)
+
+    @staticmethod
+    def _write(path: Path, box: Box, values: npt.NDArray[Any]) -> None:
         with full_disk_is_os_error():
-            open_array(self.folder / group / f"s{level}")[box].write(values).result()
+            open_array(path)[box].write(values).result()
 
     def read(self, group: str, level: int, box: Box) -> npt.NDArray[Any]:
         """Read any box of one level."""
         return np.asarray(open_array(self.folder / group / f"s{level}")[box].read().result())
 
     def reduce(self, group: str, level: int, box: Box) -> None:
-        """Fill one box of ``level`` from the level before, in pieces of one chunk's depth."""
+        """Fill one box of ``level`` from the drafts, or from the level before in pieces of a quarter chunk's depth."""
+        if level == 1:
+            drafted = np.asarray(open_array(self._drafts / group)[box].read().result())
+            return self._write(self.folder / group / "s1", box, drafted)
         factors = self.factors[level - 1]
         layout = self.layouts[level]
         source = open_array(self.folder / group / f"s{level - 1}")
@@ -73,7 +112,7 @@ class Pyramids:
             part = (slice(start, min(start + step, box[0].stop)), *box[1:])
             fine = tuple(slice(side.start * by, side.stop * by) for side, by in zip(part, factors, strict=True))
             reduced.append(REDUCE[group](np.asarray(source[fine].read().result()), factors))
-        self.write(group, level, box, np.concatenate(reduced))
+        return self._write(self.folder / group / f"s{level}", box, np.concatenate(reduced))
 
     def describe(self, volume: Volume, info: SourceInfo, organelle_of: Mapping[int, Organelle]) -> None:
         """Write the attributes of all groups; who the voxels belong to is in ``em_organelle_wild``."""
@@ -150,23 +189,3 @@ def volume_row(
         "licence": info.licence,
         "citation": info.citation,
     }
-
-
-def volume_features() -> Any:
-    """Return the ``datasets.Features`` of the configuration ``volumes``."""
-    import datasets
-    from datasets import Value
-
-    text = Value("string")
-    return datasets.Features(
-        {
-            "volume_id": text,
-            "zarr": text,
-            "shape": datasets.List(Value("int64"), length=3),
-            "voxel_size_nm": datasets.List(Value("float64"), length=3),
-            **dict.fromkeys(("source", "specimen", "domain", "cell_type", "modality"), text),
-            "has_image": Value("bool"),
-            "annotated": datasets.List(text),
-            **dict.fromkeys(("instances", "licence", "citation"), text),
-        }
-    )

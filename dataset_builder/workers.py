@@ -54,9 +54,22 @@ def open_workers(scheduler: str | None, workers: int) -> Iterator[Workers]:
     elif workers == 1:
         yield Here()
     else:
-        spawn = multiprocessing.get_context("spawn")  # a forked child would inherit the locks of tensorstore's threads
-        with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as processes:
+        with ProcessPoolExecutor(workers, mp_context=_context(), initializer=_end_with_parent) as processes:
+            processes.submit(int)  # the server imports while this process does the first stage
             yield Pool(processes, workers, 2 * workers)
+
+
+def _context() -> Any:
+    """How processes start. A fork of this one would inherit the locks of tensorstore's threads.
+
+    So they are forked from a server that has imported everything and started nothing; on Windows, which cannot, each
+    imports for itself.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "dataset_builder.build"])
+    return context
 
 
 def _end_with_parent() -> None:

@@ -28,7 +28,8 @@ from dataset_builder import build as build_module
 from dataset_builder.build import Job, build
 from dataset_builder.hf_builder import EmOrganelleWild
 from dataset_builder.instances import instances_of
-from dataset_builder.records import features, number_instances
+from dataset_builder.numbering import number_plane
+from dataset_builder.records import class_table, features
 from dataset_builder.source import load_source
 from dataset_builder.splits import SplitPolicy
 from em_bench_eval.cli import main
@@ -205,11 +206,12 @@ def test_only_out_of_domain_rows_make_a_dataset_with_a_test_split_only(tiny_raw:
     hnp.arrays(np.uint32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([0, 3, 9, 70000]))
 )
 def test_numbering_of_a_slice_keeps_every_instance(ids: np.ndarray) -> None:
-    local, objects = number_instances(ids, {3: Organelle.MITO, 9: Organelle.ER, 70000: Organelle.MITO}, "v slice 0")
-    assert [entry.id for entry in objects] == list(range(1, len(objects) + 1))
-    back = np.array([0, *(entry.instance_id for entry in objects)], np.uint32)
-    np.testing.assert_array_equal(back[local], ids)
-    assert [entry.instance_id for entry in objects] == sorted(set(ids.ravel().tolist()) - {0})
+    class_of = class_table({3: Organelle.MITO, 9: Organelle.ER, 70000: Organelle.MITO})
+    plane = number_plane(ids, class_of[ids], "v slice 0")
+    back = np.array([0, *plane.instance_ids], np.uint32)
+    np.testing.assert_array_equal(back[plane.ids], ids)
+    assert plane.instance_ids.tolist() == sorted(set(ids.ravel().tolist()) - {0})
+    assert plane.classes.tolist() == [3 if id_ == 9 else 1 for id_ in plane.instance_ids]
 
 
 # --- what bad input gets -------------------------------------------------------------------------------------------

@@ -15,13 +15,16 @@ from pathlib import Path
 import datasets
 import fake
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_build import digest, leftovers
 
-from dataset_builder import shards
+from dataset_builder import records, shards, volumes
 from dataset_builder.build import Job, build, rows
+from dataset_builder.columns import IMAGE, Many, array_of, schema_of
+from dataset_builder.fingerprint import SIDE, _area_sums
 from dataset_builder.harmonise import Window, window_of
 from dataset_builder.instances import InstanceTable, count_voxels, instances_of, names_without_specks
 from dataset_builder.journal import Journal
@@ -84,6 +87,9 @@ def test_building_in_boxes_or_at_once_or_by_two_processes_gives_the_same_bytes(t
     assert digest(tmp_path / "boxes") == expected
     build(jobs, tmp_path / "two", EVERYWHERE, in_boxes, workers=2)
     assert digest(tmp_path / "two") == expected
+    for workers in (1, 2):  # one volume: its boxes are shared out, its labels kept in files
+        build(jobs[:1], tmp_path / f"one-{workers}", EVERYWHERE, Limits(**small), workers=workers)
+    assert digest(tmp_path / "one-1") == digest(tmp_path / "one-2")
     listed = [row for part, row in rows(jobs, EVERYWHERE, in_boxes)]
     published = datasets.load_dataset(str(tmp_path / "whole"), split="wild")
     assert len(listed) == len(published)
@@ -453,6 +459,43 @@ def test_counts_and_tables_of_boxes_add_up(seed: int, compact: bool) -> None:
     merged = InstanceTable.merged(tables)
     assert merged.ids.tolist() == sorted(set(np.unique(ids).tolist()) - {0})
     assert merged.voxels.tolist() == [(ids == id_).sum() for id_ in merged.ids]
+
+
+@pytest.mark.parametrize("columns", [records.COLUMNS, volumes.COLUMNS])
+def test_columns_are_those_of_datasets(columns: dict) -> None:
+    schema = schema_of(columns)
+    assert datasets.Features.from_arrow_schema(schema).arrow_schema.equals(schema, check_metadata=True)
+
+
+TEXTS = st.text(max_size=4)
+VALUES = {
+    "string": TEXTS,
+    "bool": st.booleans(),
+    "int64": st.integers(-(2**63), 2**63 - 1),
+    Many("string"): st.lists(TEXTS, max_size=3),
+    Many("float64", 2): st.lists(st.floats(allow_nan=False), min_size=2, max_size=2),
+    IMAGE: st.none() | st.binary(max_size=5),
+}
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.sampled_from(list(VALUES)), st.data())
+def test_arrays_hold_what_pyarrow_makes_of_the_same_values(column: object, data: st.DataObject) -> None:
+    values = data.draw(st.lists(VALUES[column], max_size=11))
+    cells = [None if v is None else {"bytes": v, "path": None} for v in values] if column == IMAGE else values
+    array = array_of(column, values)
+    array.validate(full=True)
+    assert array.equals(pa.array(cells, array.type))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 150), st.integers(1, 150), st.integers(0, 99))
+def test_area_sums_are_those_of_the_enlarged_image(height: int, width: int, seed: int) -> None:
+    image = np.random.default_rng(seed).integers(0, 256, (height, width)).astype(np.uint8)
+    sums = np.empty((SIDE, SIDE), np.uint64)
+    _area_sums(image, np.empty(width, np.uint32), sums)
+    rows = image.astype(np.uint64).repeat(SIDE, 0).reshape(SIDE, height, width).sum(axis=1)
+    np.testing.assert_array_equal(sums, rows.repeat(SIDE, 1).reshape(SIDE, SIDE, width).sum(axis=2))
 
 
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
