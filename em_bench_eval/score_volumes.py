@@ -73,12 +73,13 @@ def open_labels(location: str | os.PathLike[str], organelle: str | None = None) 
         if per_organelle:
             return _checked(LabelVolume(path, {name: open_volume(file) for name, file in per_organelle.items()}))
     about = open_volume(path).attributes.get("em_organelle_wild") if _is_group(path) else None
-    if isinstance(about, Mapping) and "organelle_of" in about:
+    organelle_of = _organelle_table(path, about) if isinstance(about, Mapping) else None
+    if isinstance(about, Mapping) and organelle_of is not None:
         has_ignore = not is_remote(path) and Path(path, "labels", "ignore").is_dir()
         return LabelVolume(
             path,
             {"": open_volume(f"{path}/labels/instances")},
-            {int(id_): organelle_name(name) for id_, name in about["organelle_of"].items()},
+            organelle_of,
             tuple(map(organelle_name, about.get("annotated", ORGANELLES))),
             open_volume(f"{path}/labels/ignore") if has_ignore else None,
         )
@@ -125,6 +126,21 @@ def score_volumes(
                 reference.location, *labels, start=start, shape=reference.shape, ignore=mask, **context
             )
     return evaluation
+
+
+def _organelle_table(path: str, about: Mapping[str, Any]) -> dict[int, str] | None:
+    """Return what each id of a dataset's volume is: from its attributes, or for many ids from the dataset's table."""
+    if "organelle_of" in about:
+        return {int(id_): organelle_name(name) for id_, name in about["organelle_of"].items()}
+    table = Path(path).parent.parent / "instances.parquet"
+    if "instances" not in about or is_remote(path) or not table.is_file():
+        return None
+    import pyarrow.parquet as pq
+
+    own = [("volume_id", "==", Path(path).name.removesuffix(".zarr"))]
+    rows = pq.read_table(table, columns=["instance_id", "organelle"], filters=own)
+    pairs = zip(rows["instance_id"].to_pylist(), rows["organelle"].to_pylist(), strict=True)
+    return {int(id_): organelle_name(name) for id_, name in pairs}
 
 
 def _per_organelle(folder: Path) -> dict[str, Path]:

@@ -129,6 +129,24 @@ def test_a_volume_of_a_dataset_says_what_it_holds(tiny_dataset: Path, capsys: py
     assert all(scores[key] == 1.0 for key in defined)
 
 
+def test_a_volume_with_too_many_instances_for_its_attributes(tiny_dataset: Path, tmp_path: Path) -> None:
+    """Then the dataset's table says what each id is."""
+    import shutil
+
+    copy = tmp_path / "em-organelle-wild"
+    shutil.copytree(tiny_dataset, copy)
+    volume = sorted((copy / "volumes").glob("*.zarr"))[0]
+    expected = open_labels(volume).organelle_of
+    attributes = json.loads((volume / "zarr.json").read_text())
+    del attributes["attributes"]["em_organelle_wild"]["organelle_of"]
+    (volume / "zarr.json").write_text(json.dumps(attributes))
+    assert expected
+    assert open_labels(volume).organelle_of == expected
+    (copy / "instances.parquet").unlink()
+    with pytest.raises(InputError, match="nothing says of which organelle"):
+        open_labels(volume)
+
+
 def test_the_ignored_region_of_a_file(pair: Any, tmp_path: Path) -> None:
     mask = np.zeros(pair[0].shape, np.uint8)
     mask[:, :20] = 1
