@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from em_bench_eval.errors import InputError
-from lpa.plan import replace_folder, write_whole
+from lpa.plan import hold_alone, replace_folder, write_whole
 
 FORMAT = 1
 
@@ -98,7 +98,7 @@ def partial_folder(
     target.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("a") as lock:
-        _hold(lock.fileno(), out)
+        hold_alone(lock.fileno(), f"building {out}")
         _restore(folder, target)
         try:
             check()
@@ -166,16 +166,3 @@ def _take_up(folder: Path, out: Path, settings: Mapping[str, object], restart: b
         elif child.name != "lock":
             child.unlink()
     write_whole(manifest, lambda path: path.write_text(json.dumps(wanted, indent=2) + "\n"))
-
-
-def _hold(descriptor: int, out: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows: two runs at once go unnoticed
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with its process, also after kill -9
-    except BlockingIOError as error:
-        raise InputError(
-            f"another run is building {out}", remedy="wait for it, or stop it and run this again"
-        ) from error

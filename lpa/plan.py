@@ -128,7 +128,7 @@ def work_folder(plan: Plan, overwrite: bool) -> Iterator[None]:
     """
     plan.work.mkdir(parents=True, exist_ok=True)
     with (plan.work / "lock").open("w") as lock:
-        _lock(lock.fileno(), plan)
+        hold_alone(lock.fileno(), f"writing {plan.destination}")
         manifest = plan.work / "manifest.json"
         wanted = json.loads(json.dumps(asdict(plan)))
         found = json.loads(manifest.read_text()) if manifest.exists() else None
@@ -158,7 +158,8 @@ def _refuse_other_settings(plan: Plan, found: dict[str, Any], wanted: dict[str, 
     )
 
 
-def _lock(descriptor: int, plan: Plan) -> None:
+def hold_alone(descriptor: int, running: str) -> None:
+    """Hold an open file for this process alone, or raise ``InputError``: another run is ``running``."""
     try:
         import fcntl
     except ImportError:  # Windows: two runs at once go unnoticed
@@ -166,9 +167,7 @@ def _lock(descriptor: int, plan: Plan) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with its process, also after kill -9
     except BlockingIOError as error:
-        raise InputError(
-            f"another run is writing {plan.destination}", remedy="wait for it, or stop it and run this again"
-        ) from error
+        raise InputError(f"another run is {running}", remedy="wait for it, or stop it and run this again") from error
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
