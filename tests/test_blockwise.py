@@ -259,8 +259,9 @@ def test_unusable_settings(volume: np.ndarray, tmp_path: Path) -> None:
     ]:
         assert said in refusal(tmp_path / "in", tmp_path / "out", **options)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
-    store(tmp_path / "float", np.zeros((3, 3, 3), np.float32))
-    assert "float32" in refusal(tmp_path / "float", tmp_path / "out2")
+    store(tmp_path / "float", np.full((3, 3, 3), 0.5, np.float32))  # whole numbers stored as floats are labels
+    assert "float32 with the value 0.5" in refusal(tmp_path / "float", tmp_path / "out2")
+    assert not (tmp_path / "out2").exists()
     store(tmp_path / "other", np.full((3, 3, 3), 9, np.uint8))
     assert "[9]" in refusal(tmp_path / "other", tmp_path / "out3", connectivity={"mito": 6})
     store(tmp_path / "empty", np.zeros((3, 0, 3), np.uint8))
