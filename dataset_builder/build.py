@@ -35,8 +35,6 @@ from em_bench_eval import __version__
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import Volume
 
-DECLARED_BY_USER = "local"  # the source whose facts are in a spec file
-
 
 @dataclass(frozen=True)
 class Job:
@@ -51,10 +49,8 @@ class Job:
         """Find the raw folder and check the options, so that faults show before any work."""
         source = load_source(name)
         resolved = source.resolve_options(options)
-        if name == DECLARED_BY_USER:
-            from dataset_builder.sources.local import declare
-
-            source = declare(resolved)  # name, licence and annotation are those of the user's spec
+        if source.declare is not None:
+            source = source.declare(resolved)
             resolved = dict(source.options)
         found = source.find(raw)
         return cls(source, None if found is None else found.absolute(), resolved)

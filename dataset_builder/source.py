@@ -44,6 +44,8 @@ class Source:
     options: Mapping[str, str] = field(default_factory=dict)  # option -> default
     downloads: tuple[Download, ...] = ()  # what em-bench fetch gets; empty: by hand, or nothing to get
     extras: Mapping[str, str] = field(default_factory=dict)  # other published class -> what it is
+    # a source whose name, licence and annotation depend on its options: returns the source that they declare
+    declare: Callable[[Mapping[str, str]], Source] | None = None
     remote: bool = False  # reads its server itself; --raw may hold a local copy that is read instead
 
     @property

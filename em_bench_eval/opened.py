@@ -95,7 +95,7 @@ class Opened:
         return self.array.chunk_shape
 
     def __getitem__(self, index: Any, /) -> npt.NDArray[Any]:
-        box, afterwards = _box_of(index, self.shape)
+        box, afterwards = box_of(index, self.shape)
         if any(side.start == side.stop for side in box):
             values = np.empty([len(range(side.start, side.stop, side.step)) for side in box], self.dtype)
         else:
@@ -120,7 +120,7 @@ def _moved(box: Box, part: Box) -> Box:
     return z, y, x
 
 
-def _box_of(index: Any, shape: tuple[int, int, int]) -> tuple[Box, tuple[int | slice, ...]]:
+def box_of(index: Any, shape: tuple[int, int, int]) -> tuple[Box, tuple[int | slice, ...]]:
     """Turn any basic numpy index into a box to read, and the index to apply to what was read."""
     items = list(index) if isinstance(index, tuple) else [index]
     dots = [place for place, item in enumerate(items) if item is Ellipsis]

@@ -20,6 +20,7 @@ from dataset_builder.openorganelle.grids import Box
 from dataset_builder.openorganelle.layout import Level
 from dataset_builder.openorganelle.store import Store
 from em_bench_eval.errors import InputError
+from em_bench_eval.opened import box_of
 from em_bench_eval.volume_io import Chunked, open_volume
 
 CACHE_BYTES = 256 * 2**20  # decoded chunks: a slab of chunks serves all of its slices
@@ -37,34 +38,12 @@ class Lazy3D:
         raise NotImplementedError
 
     def __getitem__(self, index: Any) -> npt.NDArray[Any]:
-        given = index if isinstance(index, tuple) else (index,)
-        if Ellipsis in given:
-            gap = given.index(Ellipsis)
-            given = given[:gap] + (slice(None),) * (4 - len(given)) + given[gap + 1 :]
-        box, inside = [], []
-        for size, part in zip(self.shape, given + (slice(None),) * (3 - len(given)), strict=True):
-            if isinstance(part, slice):
-                wanted = range(*part.indices(size))
-                low, high = (min(wanted), max(wanted) + 1) if wanted else (0, 0)
-                box.append(slice(low, high))
-                inside.append(np.arange(wanted.start, wanted.stop, wanted.step) - low if wanted else np.arange(0))
-            else:
-                number = int(part) + (size if int(part) < 0 else 0)
-                if not 0 <= number < size:
-                    raise IndexError(f"index {part} is out of bounds for an axis of {size}")
-                box.append(slice(number, number + 1))
-                inside.append(np.arange(1))
-        if any(axis.stop <= axis.start for axis in box):
-            values = np.zeros([len(part) for part in inside], self.dtype)
-        else:
-            values = self.read((box[0], box[1], box[2]))
-            if any(
-                len(part) != axis.stop - axis.start or np.any(np.diff(part) < 0)
-                for part, axis in zip(inside, box, strict=True)
-            ):
-                values = values[np.ix_(*inside)]
-        single = [axis for axis, part in enumerate(given) if not isinstance(part, slice)]
-        return values.squeeze(tuple(single)) if single else values
+        box, afterwards = box_of(index, self.shape)
+        if any(side.start == side.stop for side in box):
+            return np.zeros([len(range(side.start, side.stop, side.step)) for side in box], self.dtype)[afterwards]
+        z, y, x = (slice(side.start, side.stop) for side in box)
+        steps = tuple(slice(None, None, side.step) for side in box)
+        return np.asarray(self.read((z, y, x))[steps][afterwards])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return np.asarray(self[:], dtype=dtype)

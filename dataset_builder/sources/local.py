@@ -297,4 +297,4 @@ def declare(options: Mapping[str, str]) -> Source:
     return source_of(Path(options["spec"]))
 
 
-SOURCE = Source(info=INFO, volumes=volumes, options={"spec": ""})
+SOURCE = Source(info=INFO, volumes=volumes, options={"spec": ""}, declare=declare)
