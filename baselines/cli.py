@@ -12,7 +12,13 @@ from em_bench_eval import registry
 from em_bench_eval.errors import InputError, unknown_name
 
 MODELS = "baselines.models"
-RECIPE_OPTIONS = ("steps", "batch_size", "crop", "lr")  # options that replace a number of the preset's recipe
+RECIPE_OPTIONS = (
+    "steps",
+    "batch_size",
+    "crop",
+    "lr",
+    "patience",
+)  # options that replace a number of the preset's recipe
 
 
 def train(argv: Sequence[str]) -> int:
@@ -41,9 +47,15 @@ def train(argv: Sequence[str]) -> int:
         seed=options.seed,
         max_minutes=options.max_minutes,
         mixed_precision=options.mixed_precision,
+        micro_batch=options.micro_batch,
+        encoder_weights=options.encoder_weights,
+        start_from=options.start_from,
+        sources=tuple(options.source),
+        streaming=options.streaming,
         checkpoint_every=options.checkpoint_every,
         validate_every=options.validate_every,
         workers=options.workers,
+        trackers=tuple(options.tracker),
     )
     folder = run(request, resume=options.resume, overwrite=options.overwrite)
     if os.environ.get("RANK", "0") == "0":  # several processes run this under accelerate launch
@@ -93,15 +105,48 @@ def _train_parser() -> argparse.ArgumentParser:
     add("--dataset", required=True, metavar="DATASET", help="dataset folder, or name on the Hub")
     add("--config", default="wild", metavar="NAME", help="configuration of the dataset (default: %(default)s)")
     add("--out", required=True, type=Path, metavar="OUT", help="folder for the checkpoint and the log")
-    add("--preset", default="quick", metavar="NAME", help="architecture and recipe: quick, standard, paper or smoke")
+    add(
+        "--preset",
+        default="quick",
+        metavar="NAME",
+        help="architecture and recipe: quick (a CPU, minutes), official (as its authors train it), paper (as the "
+        "benchmark's paper does), or a further one of the model (default: %(default)s)",
+    )
+    add("--source", action="append", default=[], metavar="NAME", help="only rows of this source; may be repeated")
     add("--steps", type=_positive(int), metavar="N", help="optimisation steps (default: the preset's)")
     add("--max-minutes", type=_positive(float), metavar="M", help="train for this long instead; with --steps, at most")
     add("--crop", type=_positive(int), metavar="PIXELS", help="edge of the crops at 8 nm (default: the preset's)")
-    add("--batch-size", type=_positive(int), metavar="N", help="crops per step and process (default: the preset's)")
+    add("--batch-size", type=_positive(int), metavar="N", help="crops per step, over all GPUs (default: the preset's)")
+    add(
+        "--micro-batch",
+        type=_positive(int),
+        metavar="N",
+        help="crops that fit into memory: a step takes several passes",
+    )
     add("--lr", type=_positive(float), metavar="RATE", help="peak learning rate (default: the preset's)")
+    add(
+        "--patience",
+        type=_positive(int),
+        metavar="N",
+        help="stop after N validations without a better Dice; keep the best",
+    )
+    add("--encoder-weights", metavar="PATH", help="pre-trained weights of others: .safetensors, .pth, .npz or a folder")
+    add(
+        "--start-from",
+        metavar="CHECKPOINT",
+        help="go on from a finished checkpoint of the same model, as a new training",
+    )
+    add("--streaming", action="store_true", help="read rows while training; nothing of the dataset is kept on disk")
     add("--seed", type=int, default=0, metavar="N", help="of weights, crops and augmentation (default: %(default)s)")
     add("--mixed-precision", default="no", choices=("no", "bf16", "fp16"), help="default: %(default)s")
     add("--workers", type=int, default=0, metavar="N", help="data-loading processes (default: none but this one)")
+    add(
+        "--tracker",
+        action="append",
+        default=[],
+        choices=("tensorboard", "trackio", "wandb"),
+        help="may be repeated (default: tensorboard, if installed)",
+    )
     add("--checkpoint-every", type=_positive(int), default=500, metavar="N", help="steps (default: %(default)s)")
     add("--validate-every", type=_positive(int), default=100, metavar="N", help="steps (default: %(default)s)")
     either = parser.add_mutually_exclusive_group()

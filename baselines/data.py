@@ -1,28 +1,28 @@
 """Training crops from dataset rows: aligned, balanced over organelles, and a pure function of (seed, number).
 
 Crop ``n`` of a seed is always the same crop, whatever was drawn before it and whichever worker draws it, so a resumed
-training sees exactly what an uninterrupted one would have seen.
+training sees exactly what an uninterrupted one would have seen. Crops leave here as they lie in memory;
+``baselines.augment`` turns them into a batch on the device that trains.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from baselines.augment import random_intensity, random_symmetry
-from baselines.preprocess import IGNORE, AlignedImage, align_row, annotated_vector
+from baselines.aligned_rows import AlignedRows
+from baselines.model import DEFAULT_CONFIG, BaselineConfig
+from baselines.preprocess import IGNORE, AlignedImage, annotated_vector
 from baselines.recipe import Recipe
 from em_bench_eval.errors import InputError
-from em_bench_eval.rows import decode_row
-from em_bench_eval.schema import ORGANELLES, TARGET_PIXEL_SIZE_NM, Organelle
+from em_bench_eval.schema import ORGANELLES, Organelle
 
-NORMALISATION = "percentile-1-99"
+Crop: TypeAlias = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -33,33 +33,6 @@ class Target:
     bbox: tuple[int, int, int, int]
 
 
-class AlignedRows(Sized):
-    """Dataset rows, aligned when first needed and then kept in memory up to ``cache_bytes`` (least recently used).
-
-    One pixel at 8 nm takes 4 bytes, so 2 GiB hold 2000 images of 512 x 512. Each data-loading worker has its own cache.
-    """
-
-    def __init__(self, rows: Sequence[Mapping[str, Any]], cache_bytes: int = 2 << 30) -> None:
-        self.rows = rows
-        self.cache_bytes = cache_bytes
-        self._cache: OrderedDict[int, AlignedImage] = OrderedDict()
-        self._held = 0
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> AlignedImage:
-        if index in self._cache:
-            self._cache.move_to_end(index)
-            return self._cache[index]
-        aligned = align_row(decode_row(self.rows[index]), TARGET_PIXEL_SIZE_NM, NORMALISATION)
-        self._cache[index] = aligned
-        self._held += aligned.nbytes
-        while self._held > self.cache_bytes and len(self._cache) > 1:
-            self._held -= self._cache.popitem(last=False)[1].nbytes
-        return aligned
-
-
 class Crops:
     """A map-style dataset of training crops: ``crops[n]`` is crop number ``n``, for any ``n >= 0``.
 
@@ -68,19 +41,20 @@ class Crops:
     its image is filled up by reflection, marked unknown.
     """
 
-    def __init__(self, rows: Any, recipe: Recipe, seed: int, cache_bytes: int = 2 << 30) -> None:
+    def __init__(
+        self,
+        rows: Any,
+        recipe: Recipe,
+        seed: int,
+        config: BaselineConfig = DEFAULT_CONFIG,
+        cache_bytes: int = 2 << 30,
+    ) -> None:
         index = read_index(rows)
         self.annotated = index.annotated
         self.pixel_size_nm = index.pixel_size_nm
         self.targets = index.targets
-        self.usable = [row for row, flags in enumerate(index.annotated) if flags.any()]
-        if not self.usable:
-            raise InputError(
-                "the training split has nothing to learn from",
-                found=f"{len(index.annotated)} rows, none with an annotated organelle",
-                remedy="check --config, and the sources that the dataset was built from",
-            )
-        self.aligned = AlignedRows(rows, cache_bytes)
+        self.usable = index.usable_rows()
+        self.aligned = AlignedRows(rows, config, cache_bytes)
         self.recipe, self.seed = recipe, seed
 
     @property
@@ -89,25 +63,15 @@ class Crops:
         flags = np.any([self.annotated[row] for row in self.usable], axis=0)
         return tuple(name for name, flag in zip(ORGANELLES, flags, strict=True) if flag)
 
-    def __getitem__(self, number: int) -> dict[str, npt.NDArray[Any]]:
+    def __getitem__(self, number: int) -> Crop:
         generator = np.random.default_rng((self.seed, number))
         row, centre = self._place(generator)
         aligned = self.aligned[row]
-        corner = self._corner(aligned, row, centre, generator)
-        planes = [
-            crop_plane(plane, corner, self.recipe.crop, fill)
-            for plane, fill in ((aligned.image, None), (aligned.semantic, IGNORE), (aligned.distance, 0))
-        ]
-        if self.recipe.augment:
-            planes = random_symmetry(planes, generator)
-        image = planes[0].astype(np.float32)
-        if self.recipe.augment:
-            image = random_intensity(image, generator)
-        return {
-            "image": np.ascontiguousarray(image)[None],
-            "semantic": planes[1].astype(np.int64),
-            "distance": planes[2].astype(np.float32) / np.float32(255),
+        point = None if centre is None else self._aligned_point(row, centre)
+        corner = corner_of(aligned.image.shape, self.recipe.crop, point, generator)
+        return cut_out(aligned, corner, self.recipe.crop) | {
             "annotated": self.annotated[row],
+            "number": np.asarray(number),
         }
 
     def _place(self, generator: np.random.Generator) -> tuple[int, tuple[float, float] | None]:
@@ -120,19 +84,34 @@ class Crops:
         y0, x0, y1, x1 = target.bbox
         return target.row, (generator.uniform(y0, y1), generator.uniform(x0, x1))
 
-    def _corner(
-        self, aligned: AlignedImage, row: int, centre: tuple[float, float] | None, generator: np.random.Generator
-    ) -> tuple[int, int]:
-        """Upper left pixel of the crop, inside the image wherever the image is large enough."""
-        crop, corner = self.recipe.crop, []
-        for axis in (0, 1):
-            last = max(0, aligned.image.shape[axis] - crop)
-            if centre is None:
-                corner.append(int(generator.integers(last + 1)))
-            else:
-                point = centre[axis] * self.pixel_size_nm[row][axis] / TARGET_PIXEL_SIZE_NM
-                corner.append(int(np.clip(point - generator.uniform(0.2, 0.8) * crop, 0, last)))
-        return corner[0], corner[1]
+    def _aligned_point(self, row: int, native: tuple[float, float]) -> tuple[float, float]:
+        target_nm = self.aligned.config.pixel_size_nm
+        y, x = (place * nm / target_nm for place, nm in zip(native, self.pixel_size_nm[row], strict=True))
+        return y, x
+
+
+def corner_of(
+    shape: tuple[int, ...], crop: int, point: tuple[float, float] | None, generator: np.random.Generator
+) -> tuple[int, int]:
+    """Choose the upper left pixel of a crop: inside the image if that is large enough, over ``point`` if given."""
+    corner = []
+    for axis in (0, 1):
+        last = max(0, shape[axis] - crop)
+        if point is None:
+            corner.append(int(generator.integers(last + 1)))
+        else:
+            corner.append(int(np.clip(point[axis] - generator.uniform(0.2, 0.8) * crop, 0, last)))
+    return corner[0], corner[1]
+
+
+def cut_out(aligned: AlignedImage, corner: tuple[int, int], crop: int) -> Crop:
+    """Cut a crop out of all planes of an image, as stored."""
+    return {
+        "image": np.ascontiguousarray(crop_plane(aligned.image, corner, crop, None))[None],
+        "semantic": np.ascontiguousarray(crop_plane(aligned.semantic, corner, crop, IGNORE)),
+        "instances": crop_plane(aligned.instances, corner, crop, 0).astype(np.int32),
+        "distance": np.ascontiguousarray(crop_plane(aligned.distance, corner, crop, 0)),
+    }
 
 
 @dataclass(frozen=True)
@@ -143,20 +122,39 @@ class RowIndex:
     pixel_size_nm: list[tuple[float, float]]
     targets: dict[Organelle, list[Target]]  # only organelles that occur
 
+    def usable_rows(self) -> list[int]:
+        """Return the rows with an annotated organelle; raises ``InputError`` if there is none."""
+        usable = [row for row, flags in enumerate(self.annotated) if flags.any()]
+        if not usable:
+            raise InputError(
+                "the training split has nothing to learn from",
+                found=f"{len(self.annotated)} rows, none with an annotated organelle",
+                remedy="check --config, and the sources that the dataset was built from",
+            )
+        return usable
+
 
 def read_index(rows: Any) -> RowIndex:
-    """Read the columns ``annotated``, ``pixel_size_nm`` and ``objects`` of all rows."""
+    """Read the columns ``annotated``, ``pixel_size_nm`` and ``objects`` of all rows; no image is read."""
     columns = ["annotated", "pixel_size_nm", "objects"]
-    light = rows.select_columns(columns) if hasattr(rows, "select_columns") else rows
+    light: Iterable[Mapping[str, Any]] = rows.select_columns(columns) if hasattr(rows, "select_columns") else rows
     annotated, sizes, targets = [], [], {organelle: list[Target]() for organelle in Organelle}
     for number, row in enumerate(light):
         annotated.append(annotated_vector(row))
         sizes.append((float(row["pixel_size_nm"][0]), float(row["pixel_size_nm"][1])))
-        for entry in row["objects"]:
-            if entry["organelle"] in row["annotated"]:
-                y0, x0, y1, x1 = (int(value) for value in entry["bbox"])
-                targets[Organelle(entry["organelle"])].append(Target(number, (y0, x0, y1, x1)))
+        for organelle, bbox in objects_of(row):
+            targets[organelle].append(Target(number, bbox))
     return RowIndex(annotated, sizes, {organelle: found for organelle, found in targets.items() if found})
+
+
+def objects_of(row: Mapping[str, Any]) -> list[tuple[Organelle, tuple[int, int, int, int]]]:
+    """Return the organelle and bounding box (native pixels) of the row's instances whose organelle is annotated."""
+    found = []
+    for entry in row["objects"]:
+        if entry["organelle"] in row["annotated"]:
+            y0, x0, y1, x1 = (int(value) for value in entry["bbox"])
+            found.append((Organelle(entry["organelle"]), (y0, x0, y1, x1)))
+    return found
 
 
 def crop_plane(plane: npt.NDArray[Any], corner: tuple[int, int], crop: int, fill: int | None) -> npt.NDArray[Any]:

@@ -13,7 +13,10 @@ from em_bench_eval.schema import Organelle, Prediction
 
 Plane = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
-DISTANCE = "distance:"  # prefix of a map's name: inner distance of an organelle, as opposed to its probability
+# prefixes of the names of maps that are not an organelle's probability
+DISTANCE = "distance:"  # + organelle: inner distance
+BOUNDARY = "boundary:"  # + organelle: inner side of its border
+AFFINITY = "affinity:"  # + offset in pixels, "0,4": whether pixel and neighbour belong to one instance
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ Two kinds of "unknown" occur. Pixels marked IGNORE contribute to nothing. An org
 image may be anywhere in that image's background, so a background label there only says "background or one of the
 organelles that were not annotated" - the marginal likelihood of Shi et al. 2021 (Medical Image Analysis 70, 101979,
 "Marginal loss and exclusion loss for partially supervised multi-organ segmentation").
+
+Shapes are written for images; ``*S`` is (H, W), or (D, H, W) for volumes.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ IGNORE = 255  # value of unknown pixels in a semantic target
 def partial_cross_entropy(logits: Tensor, target: Tensor, annotated: Tensor) -> Tensor:
     """Mean negative log-likelihood per known pixel.
 
-    ``logits``: (N, 1 + C, H, W), channel 0 is background. ``target``: (N, H, W) int64 in 0..C, or ``IGNORE``.
+    ``logits``: (N, 1 + C, *S), channel 0 is background. ``target``: (N, *S) int64 in 0..C, or ``IGNORE``.
     ``annotated``: (N, C) bool. For a background pixel the probabilities of background and of the organelles that are
     not annotated in its image are added up.
     """
     log_p = F.log_softmax(logits.float(), dim=1)
-    may_hide = torch.cat([torch.ones_like(annotated[:, :1]), ~annotated], dim=1)[:, :, None, None]
+    may_hide = _per_pixel(torch.cat([torch.ones_like(annotated[:, :1]), ~annotated], dim=1), log_p)
     log_background = torch.logsumexp(log_p.masked_fill(~may_hide, -torch.inf), dim=1)
     known = target != IGNORE
     label = torch.where(known, target, torch.zeros_like(target))
@@ -38,24 +40,38 @@ def soft_dice_loss(logits: Tensor, target: Tensor, annotated: Tensor) -> Tensor:
     Shapes as in ``partial_cross_entropy``. Organelles that the batch does not contain are left to the cross entropy.
     """
     p = F.softmax(logits.float(), dim=1)[:, 1:]
-    ids = torch.arange(1, p.shape[1] + 1, device=target.device)[None, :, None, None]
+    ids = _per_pixel(torch.arange(1, p.shape[1] + 1, device=target.device)[None], p)
     reference = (target[:, None] == ids).float()
-    weight = ((target != IGNORE)[:, None] & annotated[:, :, None, None]).float()
-    size = (reference * weight).sum((0, 2, 3))
-    overlap = (p * reference * weight).sum((0, 2, 3))
-    dice = (2 * overlap + 1.0) / ((p * weight).sum((0, 2, 3)) + size + 1.0)
+    weight = ((target != IGNORE)[:, None] & _per_pixel(annotated, p)).float()
+    over = (0, *range(2, p.ndim))
+    size = (reference * weight).sum(over)
+    overlap = (p * reference * weight).sum(over)
+    dice = (2 * overlap + 1.0) / ((p * weight).sum(over) + size + 1.0)
     present = (size > 0).float()
     return ((1 - dice) * present).sum() / present.sum().clamp(min=1)
 
 
-def distance_loss(logits: Tensor, distance: Tensor, target: Tensor, known: Tensor, organelle_ids: Tensor) -> Tensor:
-    """Binary cross entropy of the inner-distance maps, mean over the pixels where the distance is known.
+def organelle_map_loss(
+    logits: Tensor, expected: Tensor, target: Tensor, known: Tensor, organelle_ids: Tensor
+) -> Tensor:
+    """Binary cross entropy of maps of single organelles - inner distance, boundary - where they are known.
 
-    ``logits``: (N, D, H, W), one map for each of the D ``organelle_ids``; ``distance``: (N, H, W) in 0..1;
-    ``target`` as above; ``known``: (N, D) bool, whether that organelle is annotated in that image.
+    ``logits``: (N, D, *S), one map for each of the D ``organelle_ids``; ``expected``: (N, *S) in 0..1, the map of
+    whatever organelle lies there; ``target`` as above; ``known``: (N, D) bool, whether that organelle is annotated in
+    that image. Elsewhere than on its organelle a map is expected to be 0.
     """
-    ids = organelle_ids[None, :, None, None]
-    expected = torch.where(target[:, None] == ids, distance[:, None].float(), 0.0)
-    weight = ((target != IGNORE)[:, None] & known[:, :, None, None]).float()
+    ids = _per_pixel(organelle_ids[None], logits)
+    mine = torch.where(target[:, None] == ids, expected[:, None].float(), 0.0)
+    weight = ((target != IGNORE)[:, None] & _per_pixel(known, logits)).float()
+    return masked_binary_cross_entropy(logits, mine, weight)
+
+
+def masked_binary_cross_entropy(logits: Tensor, expected: Tensor, weight: Tensor) -> Tensor:
+    """Binary cross entropy, mean over the places with ``weight`` 1; all three have one shape."""
     loss = F.binary_cross_entropy_with_logits(logits.float(), expected, reduction="none")
     return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+
+def _per_pixel(values: Tensor, like: Tensor) -> Tensor:
+    """Give (N or 1, C) values the axes of ``like`` (N, C, *S)."""
+    return values[(...,) + (None,) * (like.ndim - 2)]

@@ -1,7 +1,8 @@
 """What a baseline is: one file of ``baselines/models`` that defines a ``Baseline`` and declares it as ``MODEL``.
 
 Training, tiling, prediction and the Hub know only this interface. A model turns gray images into heads, heads and a
-batch into losses, and images into maps that may be averaged over overlapping tiles.
+batch into losses, and images into what is combined over overlapping tiles: maps that are averaged, or masks that are
+linked. ``*S`` is (H, W), or (D, H, W) for a model with ``ndim = 3``.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from baselines.recipe import Recipe
 from em_bench_eval import registry
-from em_bench_eval.errors import unknown_name
+from em_bench_eval.errors import InputError, unknown_name
 from em_bench_eval.schema import ORGANELLES, TARGET_PIXEL_SIZE_NM
+
+if TYPE_CHECKING:
+    from baselines.masks import Mask
 
 PACKAGE = "baselines.models"
 
@@ -25,9 +29,10 @@ PACKAGE = "baselines.models"
 class Batch(TypedDict):
     """A batch of aligned crops."""
 
-    image: Tensor  # (N, 1, H, W) float32, normalised
-    semantic: Tensor  # (N, H, W) int64, 0 background, 1..5 Organelle.label_id, losses.IGNORE unknown
-    distance: Tensor  # (N, H, W) float32 in 0..1, normalised distance to the border of the pixel's own instance
+    image: Tensor  # (N, 1, *S) float32, normalised
+    semantic: Tensor  # (N, *S) int64, 0 background, 1..5 Organelle.label_id, losses.IGNORE unknown
+    instances: Tensor  # (N, *S) int64, ids of the whole image, 0 none; one id may lie in several pieces
+    distance: Tensor  # (N, *S) float32 in 0..1, normalised distance to the border of the pixel's own instance
     annotated: Tensor  # (N, 5) bool, in the order of ORGANELLES
 
 
@@ -41,11 +46,17 @@ class BaselineConfig:
     normalisation: str = "percentile-1-99"  # key of baselines.preprocess.NORMALISATIONS
 
 
+DEFAULT_CONFIG = BaselineConfig()
+
+
 class Baseline(nn.Module):
     """Base class of the models."""
 
     name: ClassVar[str]  # file name in baselines/models
     config_class: ClassVar[type[BaselineConfig]]
+    ndim: ClassVar[int] = 2  # 3: crops and tiles are volumes
+    multiple: ClassVar[int] = 32  # edges of tiles that the network need not pad
+    output: ClassVar[Literal["maps", "masks"]] = "maps"  # which of the two methods below it has
 
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
@@ -53,7 +64,7 @@ class Baseline(nn.Module):
         self.training_info: dict[str, Any] = {}  # recipe, dataset, versions; goes into the checkpoint's config.json
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Map (N, 1, H, W) float images of any size to raw outputs by head, each (N, channels, H, W)."""
+        """Map (N, 1, *S) float images of any size to raw outputs by head."""
         raise NotImplementedError
 
     def loss(self, heads: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -65,12 +76,33 @@ class Baseline(nn.Module):
 
     @property
     def map_names(self) -> tuple[str, ...]:
-        """Channels of ``maps``: trained organelles, then ``distance:<organelle>`` for those with a distance."""
+        """Channels of ``maps``: trained organelles, then further maps by the prefixes of ``baselines.decode``."""
         raise NotImplementedError
 
     def maps(self, image: Tensor) -> Tensor:
-        """Map (N, 1, H, W) to (N, len(map_names), H, W) float32 in 0..1; what is not in ``map_names`` is background."""
+        """Map (N, 1, *S) to (N, len(map_names), *S) float32 in 0..1; what is not in ``map_names`` is background."""
         raise NotImplementedError
+
+    def masks(self, image: Tensor) -> list[list[Mask]]:
+        """Map (N, 1, H, W) to the instances of each image, where they may overlap."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return what is trained: ``params`` and the factor ``lr_factor`` on the recipe's learning rate."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr_factor": 1.0}]
+
+    def data_notes(self, rows: Any) -> list[str]:
+        """Return what the training data mean for this model; ``rows`` are dataset rows, of which no image is read."""
+        return []
+
+    def load_encoder_weights(self, path: str | os.PathLike[str]) -> str:
+        """Start from weights of others; returns what was loaded, for the records."""
+        raise InputError(
+            f"{self.name} takes no encoder weights",
+            found=os.fspath(path),
+            expected="a model with an encoder that others have pre-trained",
+            remedy="leave --encoder-weights away, or train another model",
+        )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json``, ``README.md`` (model card) and ``model.safetensors``; see ``baselines.pretrained``."""
@@ -108,6 +140,7 @@ class Model:
     build: type[Baseline]
     presets: Mapping[str, Preset] = field(default_factory=dict)
     about: str = ""
+    trainable: bool = True  # False: `em-bench train` refuses it; its weights come from elsewhere
 
     def preset(self, name: str) -> Preset:
         """Return a preset; a misspelt name answers "did you mean ..."."""
@@ -125,7 +158,7 @@ def load_model(name: str) -> Model:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable and frozen parameters."""
+    """Return the number of trainable and frozen parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -52,8 +52,6 @@ def load_pretrained(checkpoint: str | os.PathLike[str], expected: type[Baseline]
     Raises ``InputError`` if it is no checkpoint, a pickle, of another model than ``expected``, of other organelles, or
     if its tensors do not fit its configuration.
     """
-    from safetensors.torch import load_file
-
     from baselines.model import load_model
 
     folder = _checkpoint_folder(checkpoint)
@@ -90,20 +88,24 @@ def load_pretrained(checkpoint: str | os.PathLike[str], expected: type[Baseline]
             expected=sorted(known),
             remedy=f"use version {stored.get('em_organelle_wild', 'unknown')}, which wrote the checkpoint",
         )
-    lists_to_tuples: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-    }
-    model = build(build.config_class(**lists_to_tuples))
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except Exception as error:  # safetensors raises its own SafetensorError, or OSError
-        raise InputError(
-            f"{folder / WEIGHTS} cannot be read", found=error, remedy="the file is damaged: copy or train it again"
-        ) from error
+    model = build(build.config_class(**{key: _tuples(value) for key, value in values.items()}))
+    weights = _read_weights(folder)
     _require_fit(checkpoint, weights, model.state_dict())
     model.load_state_dict(weights)
     model.training_info = stored.get("training", {})
     return model.eval()
+
+
+def load_into(model: Baseline, checkpoint: str | os.PathLike[str]) -> None:
+    """Give a model the weights of a checkpoint folder or Hub repository of the same architecture.
+
+    What the checkpoint says about its training is not taken over. Raises ``InputError`` if it is another model, or if
+    its tensors do not fit.
+    """
+    other = load_pretrained(checkpoint, expected=type(model))
+    weights = other.state_dict()
+    _require_fit(checkpoint, weights, model.state_dict())
+    model.load_state_dict(weights)
 
 
 def push_to_hub(model: Baseline, repo_id: str, *, private: bool = False) -> str:
@@ -144,6 +146,22 @@ tags: [electron-microscopy, biology, instance-segmentation, organelles, {model.n
 
 What was not annotated in the training data is never predicted. `em-bench score` scores a prediction.
 """
+
+
+def _read_weights(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(folder / WEIGHTS))
+    except Exception as error:  # safetensors raises its own SafetensorError, or OSError
+        raise InputError(
+            f"{folder / WEIGHTS} cannot be read", found=error, remedy="the file is damaged: copy or train it again"
+        ) from error
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists where configurations have tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _checkpoint_folder(checkpoint: str | os.PathLike[str]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import platform
@@ -17,17 +18,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from baselines.data import Crops, name_without_path
+from baselines.augment import augmented, to_batch
+from baselines.data import name_without_path
+from baselines.early_stopping import Best
+from baselines.memory_faults import out_of_memory_as_input_error
 from baselines.model import Baseline, BaselineConfig, Batch, load_model
+from baselines.optimizer import make_optimizer, set_learning_rate
+from baselines.preprocess import normalisation
 from baselines.progress import Average, Progress
 from baselines.recipe import Recipe
 from baselines.run_folder import RunFolder
-from baselines.validation import Validation, mean_dice
+from baselines.trackers import make_accelerator
+from baselines.training_data import TrainingData, open_training_data
+from baselines.validation import mean_dice
 from em_bench_eval.errors import InputError
-from em_bench_eval.rows import open_rows
 
 LOG_EVERY = 10  # steps; also how often the loss is looked at, so that a GPU is not waited for at every step
-CROP_NUMBERS_END = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -44,18 +50,29 @@ class TrainingRequest:
     seed: int = 0
     max_minutes: float | None = None  # if set, the learning rate follows the clock
     mixed_precision: str = "no"
+    micro_batch: int | None = None  # crops that a process takes at a time; None: its whole share of the batch
+    encoder_weights: str | None = None  # file or folder of pre-trained weights of others
+    start_from: str | None = None  # checkpoint of the same model
+    sources: tuple[str, ...] = ()  # only rows of these sources; (): all
+    streaming: bool = False  # read the rows in order while training, and keep none on disk
     checkpoint_every: int = 500  # steps
     validate_every: int = 100  # steps
     workers: int = 0
+    trackers: tuple[str, ...] = ()
 
     def settings(self) -> dict[str, Any]:
         """What a resumed training must have in common with the one it goes on with."""
-        same = ("model", "config", "preset", "seed", "max_minutes", "mixed_precision")
-        return {name: getattr(self, name) for name in same} | {
-            "dataset": name_without_path(self.dataset),
-            "architecture": dataclasses.asdict(self.architecture),
-            "recipe": dataclasses.asdict(self.recipe),
-        }
+        same = ("model", "config", "preset", "seed", "max_minutes", "mixed_precision", "micro_batch", "streaming")
+        places = ("dataset", "encoder_weights", "start_from")
+        return (
+            {name: getattr(self, name) for name in same}
+            | {name: value and name_without_path(value) for name in places for value in [getattr(self, name)]}
+            | {
+                "sources": list(self.sources),
+                "architecture": dataclasses.asdict(self.architecture),
+                "recipe": dataclasses.asdict(self.recipe),
+            }
+        )
 
 
 def train(request: TrainingRequest, *, resume: bool = False, overwrite: bool = False) -> Path:
@@ -63,33 +80,44 @@ def train(request: TrainingRequest, *, resume: bool = False, overwrite: bool = F
 
     An interruption loses the steps since the last checkpoint. With ``resume`` the training goes on there and ends with
     the weights that it would have had without the interruption: to the bit where the arithmetic is reproducible, as on
-    one machine's CPU. The exception is ``max_minutes``, where the learning rate follows the clock.
+    one machine's CPU. The exceptions are ``max_minutes``, where the learning rate follows the clock, and ``streaming``.
 
-    Raises ``InputError`` for unusable data, an output folder in use, or a loss that is not a number.
+    Raises ``InputError`` for unusable data, an output folder in use, too little memory, or a loss that is not a number.
     """
-    accelerator = _accelerator(request)
+    declared = load_model(request.model)
+    if not declared.trainable:
+        raise InputError(
+            f"{request.model} is not trained here",
+            expected="a model that `em-bench train` trains",
+            remedy=f"its weights come from elsewhere: em-bench {request.model} --help",
+        )
+    accelerator = make_accelerator(request.out, request.mixed_precision, request.trackers)
     run = RunFolder(request.out)
-    rows = open_rows(request.dataset, request.config, "train")
-    settings = request.settings() | {"training_rows": len(rows), "processes": accelerator.num_processes}
+    data = open_training_data(request)
+    settings = request.settings() | {"training_rows": data.rows, "processes": accelerator.num_processes}
     run.check(settings, resume=resume, overwrite=overwrite)
     if run.is_complete and not overwrite:
         if accelerator.is_main_process:
             print(f"{request.out} holds this training, finished; --overwrite would start again.", file=sys.stderr)
         return request.out
-    crops = Crops(rows, request.recipe, request.seed)
-    validation = _validation(request)
+
+    torch.manual_seed(request.seed)
+    model = declared.build(dataclasses.replace(request.architecture, trained_organelles=data.trained_organelles))
+    started = _start(model, request)
     accelerator.wait_for_everyone()  # all have looked at the folder before one of them changes it
     if accelerator.is_main_process:
         run.prepare(settings, overwrite=overwrite)
+        for note in (*started.values(), *data.notes(model)):
+            print(note, file=sys.stderr)
     accelerator.wait_for_everyone()
-    if accelerator.log_with:  # TensorBoard, where it is installed
-        accelerator.init_trackers("tensorboard")
+    if accelerator.log_with:
+        accelerator.init_trackers("em-organelle-wild", config={"model": request.model, "preset": request.preset})
 
-    torch.manual_seed(request.seed)
-    config = dataclasses.replace(request.architecture, trained_organelles=crops.trained_organelles)
-    loop = _Loop(request, accelerator, run, crops, validation, load_model(request.model).build(config))
+    loop = _Loop(request, accelerator, run, data, model, started)
     loop.restore()
-    loop.run_to_end()
+    remedy = "use a smaller --micro-batch (crops at a time; the recipe stays the same), or a smaller --crop"
+    with out_of_memory_as_input_error(f"training {request.model}", f"{remedy}; --resume goes on"):
+        loop.run_to_end()
     return request.out
 
 
@@ -99,16 +127,18 @@ class _Loop:
         request: TrainingRequest,
         accelerator: Any,
         run: RunFolder,
-        crops: Crops,
-        validation: Validation | None,
+        data: TrainingData,
         model: Baseline,
+        started: dict[str, str],
     ) -> None:
-        self.request, self.accelerator, self.run, self.crops = request, accelerator, run, crops
-        self.validation, recipe = validation, request.recipe
+        self.request, self.accelerator, self.run, self.data, self.started = request, accelerator, run, data, started
+        recipe = request.recipe
+        self.normalisation = normalisation(model.config.normalisation)
         self.progress = Progress(recipe.steps, request.max_minutes)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.micro_batch, self.passes = _share_of_a_process(request, accelerator.num_processes)
+        self.model, self.optimizer = accelerator.prepare(model, make_optimizer(model, recipe))
         self.average = None if recipe.ema_decay is None else Average(self.plain_model, recipe.ema_decay)
+        self.best = None if recipe.patience is None else Best(recipe.patience)
         self.validation_dice: dict[str, float] = {}
 
     @property
@@ -122,30 +152,17 @@ class _Loop:
             folder = self.run.checkpoints[-1]
             self.accelerator.load_state(str(folder))
             self.progress.restore(folder)
-            if self.average is not None:
-                self.average.restore(folder)
+            for part in (self.average, self.best):
+                if part is not None:
+                    part.restore(folder)
         if self.accelerator.is_main_process:
             self.run.rewind_log(self.progress.step)
 
-    def batches(self) -> Iterator[Batch]:
-        """Batches from the first crop that no step has used yet; crop numbers run over all processes."""
-        from torch.utils.data import DataLoader
-
-        batch_size = self.request.recipe.batch_size
-        first = self.progress.step * batch_size * self.accelerator.num_processes
-        loader: Any = DataLoader(
-            self.crops,  # type: ignore[arg-type]  # has a crop for every number, and so no length
-            batch_size=batch_size,
-            sampler=range(first, CROP_NUMBERS_END),
-            num_workers=self.request.workers,
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
-        return iter(self.accelerator.prepare(loader))
-
     def run_to_end(self) -> None:
         progress, recipe = self.progress, self.request.recipe
-        per_step = recipe.batch_size * self.accelerator.num_processes
-        batches, fraction = self.batches(), progress.fraction(self.accelerator)
+        first_crop = progress.step * recipe.batch_size
+        batches = iter(self.data.batches(self.accelerator, first_crop, self.micro_batch, self.request.workers))
+        fraction = progress.fraction(self.accelerator)
         first, saved, training_seconds = progress.step, progress.step, 0.0
         with tqdm(
             total=recipe.steps,
@@ -156,9 +173,9 @@ class _Loop:
         ) as bar:
             while fraction < 1.0:
                 since = time.monotonic()
-                losses = self.step(next(batches), fraction)
+                losses = self.step(batches, fraction)
                 progress.step += 1
-                progress.crops += per_step
+                progress.crops += recipe.batch_size
                 fraction = progress.fraction(self.accelerator)
                 save = progress.step % self.request.checkpoint_every == 0 or fraction >= 1.0
                 validate = progress.step % self.request.validate_every == 0 or fraction >= 1.0
@@ -169,28 +186,43 @@ class _Loop:
                 if validate:
                     self.validate()
                 if log:
-                    values["images_per_s"] = (progress.step - first) * per_step / training_seconds
+                    values["images_per_s"] = (progress.step - first) * recipe.batch_size / training_seconds
                     self.log(values, bar, fraction)
                 if save:
                     self.save()
                     saved = progress.step
+                if validate and self.best is not None and self.agreed(self.best.is_over):
+                    break
         self.finish()
 
-    def step(self, batch: Batch, fraction: float) -> dict[str, Tensor]:
+    def step(self, batches: Iterator[dict[str, Tensor]], fraction: float) -> dict[str, Tensor]:
+        """Make one optimisation step, over as many passes as the batch takes; returns the mean losses."""
         recipe = self.request.recipe
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate(self.progress.step, fraction)
-        with self.accelerator.autocast():
-            heads = self.model(batch["image"])
-        losses = self.plain_model.loss(heads, batch)
-        self.accelerator.backward(losses["loss"])
+        set_learning_rate(self.optimizer, recipe.learning_rate(self.progress.step, fraction))
+        total: dict[str, Tensor] = {}
+        for number in range(self.passes):
+            batch = self.batch(next(batches))
+            alone = number + 1 < self.passes  # gradients are exchanged at the last pass only
+            with self.accelerator.no_sync(self.model) if alone else contextlib.nullcontext():
+                with self.accelerator.autocast():
+                    heads = self.model(batch["image"])
+                losses = self.plain_model.loss(heads, batch)
+                self.accelerator.backward(losses["loss"] / self.passes)
+            for name, loss in losses.items():
+                total[name] = total.get(name, 0.0) + loss.detach() / self.passes
         if recipe.clip is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update(self.plain_model, self.progress.step)
-        return {name: loss.detach() for name, loss in losses.items()}
+        return total
+
+    def batch(self, crops: dict[str, Tensor]) -> Batch:
+        batch = to_batch(crops, self.accelerator.device)
+        if not self.request.recipe.augment:
+            return batch
+        return augmented(batch, crops["number"], self.request.seed, self.normalisation)
 
     def checked(self, losses: dict[str, Tensor], saved: int) -> dict[str, float]:
         """Losses as numbers, mean over the processes; raises ``InputError`` if they, or the weights, are none."""
@@ -206,8 +238,20 @@ class _Loop:
         )
 
     def validate(self) -> None:
-        if self.validation is not None and self.accelerator.is_main_process:
-            self.validation_dice = self.validation.dice(self.final_model(), self.accelerator.device)
+        if self.data.validation is None or not self.accelerator.is_main_process:
+            return
+        model = self.averaged_model()
+        self.validation_dice = self.data.validation.dice(model, self.accelerator.device)
+        if self.best is not None and self.validation_dice:
+            self.best.see(mean_dice(self.validation_dice), self.progress.step, model.state_dict())
+
+    def agreed(self, over: bool) -> bool:
+        """What the first process, which alone validates, decides."""
+        if self.accelerator.num_processes == 1:
+            return over
+        from accelerate.utils import broadcast
+
+        return bool(broadcast(torch.tensor(float(over), device=self.accelerator.device)) > 0)
 
     def log(self, values: dict[str, float], bar: Any, fraction: float) -> None:
         values |= {f"validation_dice_{name}": value for name, value in self.validation_dice.items()}
@@ -227,15 +271,15 @@ class _Loop:
         step, partial = self.progress.step, self.run.partial_checkpoint(self.progress.step)
         self.accelerator.save_state(str(partial))
         if self.accelerator.is_main_process:
-            self.progress.save(partial)
-            if self.average is not None:
-                self.average.save(partial)
+            for part in (self.progress, self.average, self.best):
+                if part is not None:
+                    part.save(partial)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.run.commit(step)
         self.accelerator.wait_for_everyone()
 
-    def final_model(self) -> Baseline:
+    def averaged_model(self) -> Baseline:
         """The model, or a copy of it with the averaged weights where there are any."""
         model = self.plain_model
         if self.average is None:
@@ -246,52 +290,62 @@ class _Loop:
 
     def finish(self) -> None:
         if self.accelerator.is_main_process:
-            model = self.final_model()
-            model.training_info = _training_info(self.request, self.progress, self.validation_dice)
+            model = self.averaged_model()
+            if self.best is not None and self.best.weights:
+                model.load_state_dict(self.best.weights)
+            model.training_info = _training_info(self.request, self.progress, self.validation_dice, self.started)
+            if self.best is not None and self.best.weights:
+                model.training_info |= {"best_step": self.best.step, "best_validation_dice": round(self.best.dice, 4)}
             model.save_pretrained(self.run.path)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
 
-def _training_info(request: TrainingRequest, progress: Progress, dice: dict[str, float]) -> dict[str, Any]:
+def _share_of_a_process(request: TrainingRequest, processes: int) -> tuple[int, int]:
+    """Return how many crops a process takes at a time, and how many times per step."""
+    total = request.recipe.batch_size
+    share = total // processes
+    micro = share if request.micro_batch is None else min(request.micro_batch, share)
+    if share * processes != total or not micro or share % micro:
+        raise InputError(
+            f"a batch of {total} crops cannot be divided",
+            found=f"{processes} processes"
+            + (f", {request.micro_batch} crops at a time" if request.micro_batch else ""),
+            expected="a batch that is a multiple of processes times --micro-batch",
+            remedy="change --batch-size, --micro-batch or the number of processes",
+        )
+    return micro, share // micro
+
+
+def _start(model: Baseline, request: TrainingRequest) -> dict[str, str]:
+    """Load what the training starts from; returns what that was, for the records."""
+    if request.start_from is not None:
+        from baselines.pretrained import load_into
+
+        load_into(model, request.start_from)
+        return {"started_from": f"weights of {name_without_path(request.start_from)}"}
+    if request.encoder_weights is not None:
+        return {"encoder_weights": model.load_encoder_weights(request.encoder_weights)}
+    return {}
+
+
+def _training_info(
+    request: TrainingRequest, progress: Progress, dice: dict[str, float], started: dict[str, str]
+) -> dict[str, Any]:
     """What ``config.json`` and the model card say about the training."""
     return {
         "dataset": name_without_path(request.dataset),
         "config": request.config,
+        "sources": list(request.sources),
         "preset": request.preset,
         "seed": request.seed,
         "steps": progress.step,
         "crops": progress.crops,
         "minutes": round(progress.seconds / 60, 2),
         "mixed_precision": request.mixed_precision,
+        **started,
         "validation_semantic_dice": {name: round(value, 4) for name, value in dice.items()},
         "recipe": dataclasses.asdict(request.recipe),
         "versions": {name: version(name) for name in ("torch", "accelerate", "datasets", "numpy")}
         | {"python": platform.python_version()},
     }
-
-
-def _accelerator(request: TrainingRequest) -> Any:
-    from accelerate import Accelerator
-    from accelerate.utils import is_tensorboard_available
-
-    try:
-        return Accelerator(
-            mixed_precision=request.mixed_precision,
-            log_with="tensorboard" if is_tensorboard_available() else None,
-            project_dir=str(request.out),
-        )
-    except ValueError as error:  # fp16 without a GPU, bf16 where it is not supported
-        raise InputError(
-            f"--mixed-precision {request.mixed_precision} does not work here",
-            found=error,
-            remedy="use --mixed-precision no",
-        ) from error
-
-
-def _validation(request: TrainingRequest) -> Validation | None:
-    try:
-        rows = open_rows(request.dataset, request.config, "validation")
-    except InputError:  # a dataset without that split
-        return None
-    return Validation(rows)

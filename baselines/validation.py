@@ -8,21 +8,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from baselines.data import AlignedRows, crop_plane, read_index
-from baselines.model import Baseline
+from baselines.aligned_rows import AlignedRows
+from baselines.data import crop_plane, read_index
+from baselines.model import DEFAULT_CONFIG, Baseline, BaselineConfig
 from baselines.preprocess import IGNORE
 from em_bench_eval.schema import ORGANELLES, Organelle
 
 
 class Validation:
-    """Up to ``images`` rows, evenly spaced over the split, each the central ``edge`` x ``edge`` pixels at 8 nm."""
+    """Up to ``images`` rows, evenly spaced over the split, each the central ``edge`` x ``edge`` aligned pixels."""
 
-    def __init__(self, rows: Any, images: int = 8, edge: int = 512) -> None:
+    def __init__(self, rows: Any, config: BaselineConfig = DEFAULT_CONFIG, images: int = 8, edge: int = 512) -> None:
         annotated = read_index(rows).annotated
         usable = [row for row, flags in enumerate(annotated) if flags.any()]
         chosen = sorted({usable[round(i)] for i in np.linspace(0, len(usable) - 1, images)}) if usable else []
         self.annotated = [annotated[row] for row in chosen]
-        aligned, self.images, self.semantic = AlignedRows(rows), [], []
+        aligned, self.images, self.semantic = AlignedRows(rows, config), [], []
         for row in chosen:
             whole = aligned[row]
             size = whole.image.shape
@@ -41,17 +42,30 @@ class Validation:
         was_training = model.training
         model.eval()
         for image, semantic, annotated in zip(self.images, self.semantic, self.annotated, strict=True):
-            maps = model.maps(torch.from_numpy(image)[None, None].to(device))[0].cpu().numpy()
+            predicted_of = predicted_pixels(model, torch.from_numpy(image)[None, None].to(device))
             for channel, name in enumerate(names):
                 if not annotated[ORGANELLES.index(name)]:
                     continue
                 known = semantic != IGNORE
-                predicted = (maps[channel] > 0.5) & known
+                predicted = predicted_of[name] & known
                 reference = semantic == Organelle(name).label_id
                 overlap[channel] += 2 * np.count_nonzero(predicted & reference)
                 size[channel] += np.count_nonzero(predicted) + np.count_nonzero(reference)
         model.train(was_training)
         return {name: float(o / s) for name, o, s in zip(names, overlap, size, strict=True) if s > 0}
+
+
+def predicted_pixels(model: Baseline, image: torch.Tensor) -> dict[str, Any]:
+    """Pixels ``(y, x)`` of each trained organelle in one image (1, 1, H, W): ``p > 0.5``, or the union of its masks."""
+    names = model.config.trained_organelles
+    if model.output == "maps":
+        return dict(zip(names, (model.maps(image)[0] > 0.5).cpu().numpy(), strict=False))
+    pixels = {name: np.zeros(tuple(image.shape[-2:]), bool) for name in names}
+    for mask in model.masks(image)[0]:
+        if mask.organelle in pixels:
+            (y, x), (height, width) = mask.corner, mask.mask.shape
+            pixels[mask.organelle][y : y + height, x : x + width] |= mask.mask
+    return pixels
 
 
 def mean_dice(dice: Mapping[str, float]) -> float:

@@ -7,16 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
-from baselines.augment import random_intensity
-from baselines.data import AlignedRows, Crops, crop_plane
-from baselines.preprocess import IGNORE, align_row, inner_distance, percentile_normalised
+from baselines.aligned_rows import AlignedRows
+from baselines.augment import augmented, blurred, random_intensity, random_symmetry, to_batch
+from baselines.data import Crops, crop_plane
+from baselines.preprocess import IGNORE, NORMALISATIONS, align_row, inner_distance, percentile_normalised
 from baselines.recipe import Recipe
 from em_bench_eval.errors import InputError
 from em_bench_eval.rows import decode_row, encode_png
 
+torch.set_num_threads(1)
 RECIPE = Recipe(steps=1, batch_size=1, crop=32, lr=1e-3, augment=False)
 
 
@@ -86,16 +90,32 @@ def test_alignment_brings_4_nm_to_8_nm() -> None:
     assert np.count_nonzero(rows[0].semantic == 1) == 64
 
 
+def _batch(crops: list[dict[str, Any]], seed: int = 3) -> Any:
+    stacked = {name: torch.from_numpy(np.stack([crop[name] for crop in crops])) for name in crops[0]}
+    batch = to_batch(stacked, torch.device("cpu"))
+    return augmented(batch, stacked["number"], seed, NORMALISATIONS["percentile-1-99"])
+
+
 def test_a_crop_depends_on_seed_and_number_only() -> None:
-    recipe = dataclasses.replace(RECIPE, augment=True)
-    one, other = Crops(_two_rows(), recipe, seed=3), Crops(_two_rows(), recipe, seed=3, cache_bytes=1)
+    one, other = Crops(_two_rows(), RECIPE, seed=3), Crops(_two_rows(), RECIPE, seed=3, cache_bytes=1)
     forward = [one[number] for number in range(6)]
     backward = {number: other[number] for number in reversed(range(6))}
     for number, crop in enumerate(forward):
         for name, value in crop.items():
             np.testing.assert_array_equal(value, backward[number][name], err_msg=f"{name} of crop {number}")
     assert not np.array_equal(forward[0]["image"], forward[1]["image"])
-    assert not np.array_equal(Crops(_two_rows(), recipe, seed=4)[0]["image"], forward[0]["image"])
+    assert not np.array_equal(Crops(_two_rows(), RECIPE, seed=4)[0]["image"], forward[0]["image"])
+
+
+def test_augmentation_depends_on_seed_and_number_only_not_on_the_batch() -> None:
+    crops = [Crops(_two_rows(), RECIPE, seed=3)[number] for number in range(6)]
+    together, backward = _batch(crops), _batch(crops[::-1])
+    for number, crop in enumerate(crops):
+        alone = _batch([crop])
+        for name in together:
+            torch.testing.assert_close(together[name][number], alone[name][0], rtol=0, atol=0)
+            torch.testing.assert_close(together[name][number], backward[name][5 - number], rtol=0, atol=0)
+    assert not torch.equal(together["image"], _batch(crops, seed=4)["image"])
 
 
 def test_crops_are_balanced_over_organelles_and_hold_what_they_were_placed_on() -> None:
@@ -113,7 +133,7 @@ def test_crops_are_balanced_over_organelles_and_hold_what_they_were_placed_on() 
 def test_a_crop_larger_than_its_image_is_filled_up_with_unknown() -> None:
     crop = Crops(_two_rows()[1:], dataclasses.replace(RECIPE, crop=128), seed=0)[0]
     assert crop["image"].shape == (1, 128, 128)
-    assert crop["semantic"].dtype == np.int64
+    assert crop["semantic"].dtype == np.uint8
     np.testing.assert_array_equal(crop["semantic"][100:], IGNORE)
     np.testing.assert_array_equal(crop["semantic"][:, 120:], IGNORE)
     assert (crop["semantic"][:100, :120] != IGNORE).all()
@@ -121,17 +141,35 @@ def test_a_crop_larger_than_its_image_is_filled_up_with_unknown() -> None:
 
 
 def test_augmentation_moves_image_and_targets_together() -> None:
-    row = _two_rows()[1]
-    aligned = AlignedRows([row])[0]
-    recipe = dataclasses.replace(RECIPE, crop=100, augment=True, foreground=0.0)
-    marked = 0
-    for number in range(10):
-        crop = Crops([row], recipe, seed=number)[0]
-        assert sorted(np.unique(crop["semantic"])) in ([0], [0, 4])
-        np.testing.assert_array_equal(crop["distance"] > 0, crop["semantic"] == 4)
-        marked += bool((crop["semantic"] == 4).any())
-    assert marked > 0
-    assert aligned.image.dtype == np.float16
+    plane = np.add.outer(7 * np.arange(24), 3 * np.arange(24))
+    crop = {
+        "image": (plane[None] / 250 * 2 - 1).astype(np.float16),
+        "semantic": plane.astype(np.uint8),
+        "instances": plane.astype(np.int32),
+        "distance": plane.astype(np.uint8),
+        "annotated": np.ones(5, bool),
+    }
+    seen = set()
+    for number in range(40):
+        batch = _batch([crop | {"number": np.int64(number)}])
+        moved = batch["semantic"][0]
+        assert torch.equal(moved, batch["instances"][0])
+        assert torch.equal(moved.float() / 255, batch["distance"][0])
+        correlation = np.corrcoef(np.stack([batch["image"][0, 0].numpy().ravel(), moved.numpy().ravel()]))[0, 1]
+        assert correlation > 0.8  # whatever happened to contrast, focus and noise
+        seen.add(moved.numpy().tobytes())
+    assert len(seen) == 8  # the symmetries of the square
+
+
+def test_a_volume_is_also_mirrored_along_z() -> None:
+    volume = torch.arange(8).reshape(1, 2, 2, 2)
+    found = {
+        random_symmetry({"semantic": volume[0], "image": volume.float()}, np.random.default_rng(seed))["semantic"]
+        .numpy()
+        .tobytes()
+        for seed in range(60)
+    }
+    assert len(found) == 16
 
 
 def test_a_split_without_annotations_is_refused() -> None:
@@ -190,12 +228,24 @@ def test_normalisation_is_robust_and_independent_of_brightness_and_contrast() ->
     assert percentile_normalised(np.full((4, 4), 7)).tolist() == np.zeros((4, 4)).tolist()
 
 
-def test_intensity_augmentation_stays_in_range() -> None:
-    image = np.random.default_rng(0).uniform(-1.5, 1.5, (32, 32)).astype(np.float32)
+@pytest.mark.parametrize("name", sorted(NORMALISATIONS))
+def test_intensity_augmentation_stays_in_the_range_of_its_normalisation(name: str) -> None:
+    of, low, high = NORMALISATIONS[name].of, NORMALISATIONS[name].low, NORMALISATIONS[name].high
+    image = torch.from_numpy(of(np.random.default_rng(0).integers(0, 256, (32, 32)).astype(np.uint8)))[None]
+    assert low - 1e-4 <= float(image.min()) <= float(image.max()) <= high + 1e-4
+    changed = 0
     for seed in range(20):
-        found = random_intensity(image, np.random.default_rng(seed))
-        assert found.dtype == np.float32
-        assert np.abs(found).max() <= 1.5
+        found = random_intensity(image, np.random.default_rng(seed), seed, 0, NORMALISATIONS[name])
+        assert found.shape == image.shape
+        assert low - 1e-4 <= float(found.min()) <= float(found.max()) <= high + 1e-4
+        changed += not torch.allclose(found, image)
+    assert changed > 15
+
+
+def test_blur_equals_scipy() -> None:
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 20, 24)).astype(np.float32))
+    expected = ndimage.gaussian_filter(image[0].numpy(), 1.0, mode="mirror", truncate=3.0)
+    np.testing.assert_allclose(blurred(image, 1.0)[0].numpy(), expected, atol=1e-5)
 
 
 def test_crop_plane_reflects_or_fills() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines import preprocess
-from baselines.losses import IGNORE, distance_loss, partial_cross_entropy, soft_dice_loss
+from baselines.losses import IGNORE, organelle_map_loss, partial_cross_entropy, soft_dice_loss
 
 torch.set_num_threads(1)
 LOSSES = [partial_cross_entropy, soft_dice_loss]
@@ -108,7 +108,7 @@ def test_an_image_of_unknown_pixels_gives_a_finite_loss_of_zero() -> None:
     annotated = torch.zeros(1, 5, dtype=torch.bool)
     ids = torch.tensor([1, 4])
     parts = [loss(logits, target, annotated) for loss in LOSSES]
-    parts.append(distance_loss(logits[:, :2], torch.zeros(1, 4, 4), target, annotated[:, [0, 3]], ids))
+    parts.append(organelle_map_loss(logits[:, :2], torch.zeros(1, 4, 4), target, annotated[:, [0, 3]], ids))
     torch.stack(parts).sum().backward()
     assert [float(part.detach()) for part in parts] == [0.0, 0.0, 0.0]
     assert logits.grad is not None
@@ -131,7 +131,9 @@ def test_distance_counts_only_where_the_organelle_is_annotated() -> None:
     known = torch.tensor([[True, False], [False, False]])
     logits = torch.randn(2, 2, 4, 4)
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits[0, 0], distance[0])
-    assert float(distance_loss(logits, distance, target, known, torch.tensor([1, 4]))) == pytest.approx(float(expected))
+    assert float(organelle_map_loss(logits, distance, target, known, torch.tensor([1, 4]))) == pytest.approx(
+        float(expected)
+    )
 
 
 def test_the_two_files_agree_on_what_unknown_is() -> None:

@@ -14,7 +14,7 @@ from baselines.pretrained import CONFIG, WEIGHTS, load_pretrained
 from em_bench_eval.errors import InputError
 
 torch.set_num_threads(1)
-TINY = UNetConfig(width=4, depth=1, groups=2, trained_organelles=("mito",))
+TINY = UNetConfig(width=4, depth=1, norm_groups=2, trained_organelles=("mito",))
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def test_saving_again_replaces_the_weights(saved: Path) -> None:
     torch.manual_seed(1)
     UNet(TINY).save_pretrained(saved)
     torch.manual_seed(1)
-    expected = UNet(TINY).state_dict()["semantic.weight"]
-    torch.testing.assert_close(UNet.from_pretrained(saved).state_dict()["semantic.weight"], expected)
+    expected = UNet(TINY).state_dict()["head.weight"]
+    torch.testing.assert_close(UNet.from_pretrained(saved).state_dict()["head.weight"], expected)
 
 
 class _Other(Baseline):

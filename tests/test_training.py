@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from baselines import cli, training
+from baselines.early_stopping import Best
 from baselines.model import load_model
 from baselines.models.unet import UNet
 from baselines.progress import Average, Progress
 from baselines.recipe import Recipe
 from baselines.run_folder import RunFolder
+from baselines.streaming import StreamedCrops
 from baselines.training import TrainingRequest, train
+from baselines.validation import Validation
 from em_bench_eval.errors import InputError
+from em_bench_eval.rows import open_rows
 
 torch.set_num_threads(1)
 
@@ -73,6 +82,147 @@ def test_resumed_equals_uninterrupted(tiny_dataset: Path, tmp_path: Path, monkey
     assert [entry["step"] for entry in logs[0]] == [3, 4, 6, 7]
     assert "validation_dice_mito" in logs[0][-1]
     assert [path.name for path in RunFolder(whole).checkpoints] == ["step-000006", "step-000007"]
+
+
+def test_a_killed_training_goes_on_where_it_was(tiny_dataset: Path, tmp_path: Path) -> None:
+    """A real process, a real SIGKILL, as soon as the first checkpoint has its name."""
+    options = [
+        *("--model", "unet", "--preset", "smoke", "--dataset", str(tiny_dataset), "--crop", "32", "--steps", "60"),
+        *("--checkpoint-every", "3", "--validate-every", "1000", "--out"),
+    ]
+    command = [sys.executable, "-m", "baselines.train", *options, str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=Path(training.__file__).parent.parent)
+    while not RunFolder(tmp_path / "run").checkpoints:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert RunFolder(tmp_path / "run").last_step < 60
+    assert cli.train([*options, str(tmp_path / "run"), "--resume"]) == 0
+    assert cli.train([*options, str(tmp_path / "whole")]) == 0
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, msg=name)
+
+
+def test_several_passes_make_the_same_step(tiny_dataset: Path, tmp_path: Path) -> None:
+    """Without Dice, whose pooling over the batch is what accumulation cannot do, gradients add up exactly."""
+    request = _request(tiny_dataset, tmp_path / "one")
+    recipe = dataclasses.replace(request.recipe, batch_size=4, steps=1, augment=True, optimizer="sgd", ema_decay=None)
+    seen: dict[str, list[torch.Tensor]] = {}
+    original = training._Loop.batch
+
+    def batch(self, crops):
+        found = original(self, crops)
+        seen.setdefault(self.run.path.name, []).append(found["image"])
+        return found
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(training._Loop, "batch", batch)
+        train(dataclasses.replace(request, recipe=recipe))
+        train(dataclasses.replace(request, recipe=recipe, out=tmp_path / "two", micro_batch=2))
+    assert [len(part) for part in seen["one"]] == [4]
+    assert [len(part) for part in seen["two"]] == [2, 2]
+    torch.testing.assert_close(torch.cat(seen["two"]), seen["one"][0], rtol=0, atol=0)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    moved = max(float((one[name] - two[name]).abs().max()) for name in one)
+    assert moved < 0.1 * recipe.lr  # the two steps differ by the pooling of Dice alone
+    with pytest.raises(InputError, match=r"a batch of 4 crops cannot be divided\n.*3 crops at a time"):
+        train(dataclasses.replace(request, recipe=recipe, out=tmp_path / "three", micro_batch=3))
+
+
+def test_patience_stops_and_keeps_the_best(tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.1, 0.5, 0.4, 0.3, 0.9])
+    weights: list[dict[str, torch.Tensor]] = []
+
+    def dice(self, model, device):
+        weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return {"mito": next(scores)}
+
+    monkeypatch.setattr(Validation, "dice", dice)
+    request = _request(tiny_dataset, tmp_path / "run", validate_every=1)
+    train(dataclasses.replace(request, recipe=dataclasses.replace(request.recipe, patience=2)))
+    assert len(weights) == 4  # the fifth would have been the best
+    found = load_file(tmp_path / "run" / "model.safetensors")
+    for name, tensor in weights[1].items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())["training"]
+    assert (stored["steps"], stored["best_step"], stored["best_validation_dice"]) == (4, 2, 0.5)
+
+
+def test_the_best_so_far_survives_an_interruption(tmp_path: Path) -> None:
+    best = Best(patience=3)
+    best.save(tmp_path)
+    again = Best(patience=3)
+    again.restore(tmp_path)
+    assert not again.weights
+    best.see(0.4, 10, {"w": torch.ones(2)})
+    best.see(0.3, 20, {"w": torch.zeros(2)})
+    best.save(tmp_path)
+    again.restore(tmp_path)
+    assert (again.dice, again.step, again.waited, again.is_over) == (0.4, 10, 1, False)
+    torch.testing.assert_close(again.weights["w"], torch.ones(2))
+
+
+def test_a_stream_trains_as_well(tiny_dataset: Path, tmp_path: Path) -> None:
+    train(_request(tiny_dataset, tmp_path / "run", streaming=True))
+    model = UNet.from_pretrained(tmp_path / "run")
+    assert (
+        model.config.trained_organelles
+        == UNet.from_pretrained(train(_request(tiny_dataset, tmp_path / "two"))).config.trained_organelles
+    )
+
+
+def test_streamed_crops_are_balanced_and_each_process_has_its_own(tiny_dataset: Path) -> None:
+    rows = open_rows(tiny_dataset, "wild", "train", streaming=True)
+    recipe = Recipe(steps=1, batch_size=1, crop=32, lr=1.0, foreground=1.0)
+    crops = StreamedCrops(rows, recipe, seed=0)
+    first = list(itertools.islice(crops, 40))
+    assert [int(crop["number"]) for crop in first] == list(range(40))
+    assert np.mean([(crop["instances"] > 0).any() for crop in first]) > 0.8
+    again = list(itertools.islice(crops, 3))
+    for name in first[0]:
+        np.testing.assert_array_equal(first[2][name], again[2][name])
+    two = crops.for_process(1, 2, 100)
+    assert [int(crop["number"]) for crop in itertools.islice(two, 3)] == [101, 103, 105]
+
+
+def test_only_the_named_sources_are_trained_on(tiny_dataset: Path, tmp_path: Path) -> None:
+    train(_request(tiny_dataset, tmp_path / "run", sources=("lucchipp",)))
+    assert UNet.from_pretrained(tmp_path / "run").config.trained_organelles == ("mito",)
+    with pytest.raises(InputError, match="did you mean 'lucchipp'"):
+        train(_request(tiny_dataset, tmp_path / "other", sources=("luchipp",)))
+
+
+def test_a_training_may_start_from_another(tiny_dataset: Path, tmp_path: Path) -> None:
+    first = train(_request(tiny_dataset, tmp_path / "first"))
+    recipe = dataclasses.replace(_request(tiny_dataset, first).recipe, lr=1e-12, ema_decay=None, weight_decay=0.0)
+    train(_request(tiny_dataset, tmp_path / "second", start_from=str(first), recipe=recipe))
+    expected, found = load_file(first / "model.safetensors"), load_file(tmp_path / "second" / "model.safetensors")
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match="unet takes no encoder weights"):
+        train(_request(tiny_dataset, tmp_path / "third", encoder_weights="resnet50.pth"))
+    assert not (tmp_path / "third").exists()
+
+
+@pytest.mark.parametrize(
+    "fault", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("not enough memory: x")]
+)
+def test_too_little_memory_says_what_helps(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    def fail(self, heads, batch):
+        raise fault
+
+    monkeypatch.setattr(UNet, "loss", fail)
+    with pytest.raises(InputError, match=r"ran out of memory\n.*\n.*--micro-batch"):
+        train(_request(tiny_dataset, tmp_path / "run"))
+
+
+def test_a_tracker_that_is_not_installed_is_named(tiny_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="pip install wandb"):
+        train(_request(tiny_dataset, tmp_path / "run", trackers=("wandb",)))
 
 
 def test_the_result_loads_and_knows_what_it_was_trained_on(tiny_dataset: Path, tmp_path: Path) -> None:
@@ -191,6 +341,8 @@ def test_learning_rate_warms_up_and_falls() -> None:
     assert rates.index(max(rates)) == 4
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[-1] < 0.02
+    poly = dataclasses.replace(recipe, schedule="poly", warmup_steps=0)
+    assert poly.learning_rate(50, 0.5) == pytest.approx(0.5**0.9)
     constant = dataclasses.replace(recipe, schedule="constant", warmup_steps=0)
     assert {constant.learning_rate(step, step / 100) for step in range(100)} == {1.0}
 

@@ -14,7 +14,7 @@ from baselines.models.unet import MODEL, UNet, UNetConfig
 from em_bench_eval.errors import InputError
 
 torch.set_num_threads(1)
-TINY = UNetConfig(width=4, depth=2, groups=2, trained_organelles=("mito", "er"))
+TINY = UNetConfig(width=4, depth=2, norm_groups=2, trained_organelles=("mito", "er"))
 
 
 def _batch(size: int = 32) -> Batch:
@@ -30,6 +30,7 @@ def _batch(size: int = 32) -> Batch:
     return {
         "image": torch.from_numpy(np.stack([image, image]))[:, None],
         "semantic": torch.from_numpy(np.stack([semantic, unknown])),
+        "instances": torch.from_numpy(np.stack([semantic, semantic])),
         "distance": torch.from_numpy(np.stack([depth, depth])),
         "annotated": torch.tensor([[True, True, False, False, False]] * 2),
     }
@@ -38,7 +39,7 @@ def _batch(size: int = 32) -> Batch:
 @pytest.mark.parametrize(
     ("config", "parameters"),
     [
-        (UNetConfig(width=4, depth=2, groups=2), 7512),
+        (UNetConfig(width=4, depth=2, norm_groups=2), 7512),
         (UNetConfig(width=16), 1_942_408),
         (UNetConfig(width=64), 31_036_936),
     ],
@@ -51,7 +52,7 @@ def test_parameter_count(config: UNetConfig, parameters: int) -> None:
 @given(height=st.integers(1, 40), width=st.integers(1, 40), stride=st.sampled_from([1, 2]))
 @settings(max_examples=15, deadline=None)
 def test_any_image_size_keeps_its_size(height: int, width: int, stride: int) -> None:
-    model = UNet(UNetConfig(width=2, depth=2, groups=1, stride=stride)).eval()
+    model = UNet(UNetConfig(width=2, depth=2, norm_groups=1, stride=stride)).eval()
     with torch.no_grad():
         heads = model(torch.randn(1, 1, height, width))
     assert heads["semantic"].shape == (1, 6, height, width)
