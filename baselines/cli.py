@@ -1,4 +1,4 @@
-"""``em-bench train`` and ``em-bench predict``: options to requests; heavy imports only once they are parsed."""
+"""``em-bench train``: options to a request; heavy imports only once they are parsed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from em_bench_eval import registry
-from em_bench_eval.errors import InputError, unknown_name
+from em_bench_eval.errors import unknown_name
 
 MODELS = "baselines.models"
 RECIPE_OPTIONS = (
@@ -60,34 +60,6 @@ def train(argv: Sequence[str]) -> int:
     folder = run(request, resume=options.resume, overwrite=options.overwrite)
     if os.environ.get("RANK", "0") == "0":  # several processes run this under accelerate launch
         print(folder)
-    return 0
-
-
-def predict(argv: Sequence[str]) -> int:
-    """Run ``em-bench predict``; return the exit status."""
-    options = _predict_parser().parse_args(argv)
-    if options.tile <= 2 * options.margin:
-        raise InputError(
-            f"--tile {options.tile} leaves nothing inside margins of {options.margin}",
-            expected="a tile of more than twice the margin",
-            remedy="raise --tile, or lower --margin",
-        )
-
-    _share_the_cores()
-    from baselines.predict import TileSettings
-    from baselines.predict import predict as run
-
-    settings = TileSettings(options.tile, options.margin, options.overlap, options.batch_size, options.symmetries)
-    count = run(
-        options.checkpoint,
-        options.dataset,
-        options.config,
-        options.split,
-        options.out,
-        settings,
-        overwrite=options.overwrite,
-    )
-    print(f"{options.out}: {count} images")
     return 0
 
 
@@ -155,35 +127,6 @@ def _train_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _predict_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="em-bench predict",
-        description="Predict whole images: overlapping tiles at 8 nm per pixel, stitched, decoded at native size.",
-        epilog="example:\n  em-bench predict --checkpoint runs/unet --dataset em-organelle-wild --config wild "
-        "--split test --out predictions",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--checkpoint", required=True, metavar="CHECKPOINT", help="folder of `em-bench train`, or name on the Hub")
-    add("--dataset", required=True, metavar="DATASET", help="dataset folder, or name on the Hub")
-    add("--config", default="wild", metavar="NAME", help="configuration of the dataset (default: %(default)s)")
-    add("--split", default="test", metavar="NAME", help="default: %(default)s")
-    add("--out", required=True, type=Path, metavar="OUT", help="folder for predictions.parquet and prediction.json")
-    add("--tile", type=_positive(int), default=512, metavar="PIXELS", help="at 8 nm (default: %(default)s)")
-    add(
-        "--margin",
-        type=int,
-        default=32,
-        metavar="PIXELS",
-        help="edge of a tile that is not used (default: %(default)s)",
-    )
-    add("--overlap", type=_share, default=0.25, metavar="SHARE", help="of neighbouring tiles (default: %(default)s)")
-    add("--batch-size", type=_positive(int), default=1, metavar="N", help="tiles at a time (default: %(default)s)")
-    add("--symmetries", action="store_true", help="average over flips and turns: better, and eight times slower")
-    add("--overwrite", action="store_true", help="replace other predictions in OUT")
-    return parser
-
-
 def _share_the_cores() -> None:
     """Let waiting threads sleep; takes effect only before torch is imported.
 
@@ -204,10 +147,3 @@ class _positive:
         if not 0 < value < float("inf"):
             raise argparse.ArgumentTypeError(f"{text} is not a positive number")
         return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
-    return value

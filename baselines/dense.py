@@ -52,8 +52,8 @@ class DenseBaseline(Baseline):
         self.head = convolution(channels, sum(self.config.groups.values()), kernel, padding=kernel // 2)
 
     @property
-    def pad_multiple(self) -> int:
-        """What the edges of the image that ``features`` gets are multiples of."""
+    def pad_multiple(self) -> int | tuple[int, ...]:
+        """What the edges of the image that ``features`` gets are multiples of; one number, or one for each axis."""
         return self.multiple
 
     def features(self, image: Tensor) -> Tensor:
@@ -66,7 +66,8 @@ class DenseBaseline(Baseline):
         Any ``S``: the image is continued at its far edges to a multiple of ``pad_multiple``, and the logits are cut.
         """
         size = image.shape[2:]
-        missing = [-edge % self.pad_multiple for edge in size]
+        multiples = self.pad_multiple if isinstance(self.pad_multiple, tuple) else (self.pad_multiple,) * self.ndim
+        missing = [-edge % multiple for edge, multiple in zip(size, multiples, strict=True)]
         if any(missing):
             image = F.pad(image, [part for after in reversed(missing) for part in (0, after)], mode="replicate")
         logits = self.head(self.features(image))

@@ -57,6 +57,7 @@ class Baseline(nn.Module):
     ndim: ClassVar[int] = 2  # 3: crops and tiles are volumes
     multiple: ClassVar[int] = 32  # edges of tiles that the network need not pad
     output: ClassVar[Literal["maps", "masks"]] = "maps"  # which of the two methods below it has
+    sees_its_size: ClassVar[bool] = False  # True: predicts best from tiles as large as its training crops
 
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
@@ -91,8 +92,16 @@ class Baseline(nn.Module):
         """Return what is trained: ``params`` and the factor ``lr_factor`` on the recipe's learning rate."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr_factor": 1.0}]
 
-    def data_notes(self, rows: Any) -> list[str]:
-        """Return what the training data mean for this model; ``rows`` are dataset rows, of which no image is read."""
+    @classmethod
+    def config_for_weights(cls, config: Any, path: str | os.PathLike[str]) -> Any:
+        """Return the architecture that others' weights need, where they decide it; else ``config`` as it is."""
+        return config
+
+    def data_notes(self, rows: Any, crop: int) -> list[str]:
+        """Return what the training data mean for this model, in crops of ``crop`` aligned pixels.
+
+        ``rows`` are dataset rows, of which no image is read.
+        """
         return []
 
     def load_encoder_weights(self, path: str | os.PathLike[str]) -> str:
@@ -111,17 +120,19 @@ class Baseline(nn.Module):
         save_pretrained(self, folder)
 
     @classmethod
-    def from_pretrained(cls, checkpoint: str | os.PathLike[str]) -> Any:
+    def from_pretrained(
+        cls, checkpoint: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None
+    ) -> Any:
         """Load a checkpoint folder or Hub repository of this model; see ``baselines.pretrained``."""
         from baselines.pretrained import load_pretrained
 
-        return load_pretrained(checkpoint, expected=cls)
+        return load_pretrained(checkpoint, expected=cls, revision=revision, token=token)
 
-    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
-        """Upload the checkpoint with its model card; return the address of the commit."""
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the checkpoint with its model card, private by default; see ``baselines.pretrained.push_to_hub``."""
         from baselines.pretrained import push_to_hub
 
-        return push_to_hub(self, repo_id, private=private)
+        return push_to_hub(self, repo_id, **options)
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def align_row(row: LabelledImage, target_nm: float, normalised: str) -> AlignedI
 def inner_distance(instances: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
     """Distance to the border of the pixel's own connected piece, divided by its maximum over the piece; 0 outside.
 
-    ``instances`` is a ``(y, x)`` label map. The image's edge is no border: what is cut there goes on.
+    ``instances`` is a ``(y, x)`` or ``(z, y, x)`` label map. The image's edge is no border: what is cut there goes on.
     """
     distance = np.zeros(instances.shape, np.float32)
     for id_, box in enumerate(ndimage.find_objects(instances.astype(np.int32)), start=1):
@@ -111,7 +111,7 @@ def inner_distance(instances: npt.NDArray[np.generic]) -> npt.NDArray[np.float32
         if mask.all():  # fills the image: there is no border to be far from
             distance[grown] = 1.0
             continue
-        inner = ndimage.distance_transform_edt(np.pad(mask, 1, mode="edge"))[1:-1, 1:-1]
+        inner = ndimage.distance_transform_edt(np.pad(mask, 1, mode="edge"))[(slice(1, -1),) * mask.ndim]
         pieces, count = ndimage.label(mask)
         peak = np.concatenate([[1.0], ndimage.maximum(inner, pieces, np.arange(1, count + 1))])
         distance[grown] += np.where(mask, inner / peak[pieces], 0.0).astype(np.float32)

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -102,12 +103,15 @@ def train(request: TrainingRequest, *, resume: bool = False, overwrite: bool = F
         return request.out
 
     torch.manual_seed(request.seed)
-    model = declared.build(dataclasses.replace(request.architecture, trained_organelles=data.trained_organelles))
+    architecture = request.architecture
+    if request.encoder_weights is not None:
+        architecture = declared.build.config_for_weights(architecture, request.encoder_weights)
+    model = declared.build(dataclasses.replace(architecture, trained_organelles=data.trained_organelles))
     started = _start(model, request)
     accelerator.wait_for_everyone()  # all have looked at the folder before one of them changes it
     if accelerator.is_main_process:
         run.prepare(settings, overwrite=overwrite)
-        for note in (*started.values(), *data.notes(model)):
+        for note in (*started.values(), *data.notes(model, request.recipe.crop)):
             print(note, file=sys.stderr)
     accelerator.wait_for_everyone()
     if accelerator.log_with:
@@ -202,6 +206,8 @@ class _Loop:
         total: dict[str, Tensor] = {}
         for number in range(self.passes):
             batch = self.batch(next(batches))
+            if number == 0:  # dropout and sampled losses draw the same numbers after an interruption
+                torch.manual_seed(step_seed(self.request.seed, self.progress.step, self.accelerator.process_index))
             alone = number + 1 < self.passes  # gradients are exchanged at the last pass only
             with self.accelerator.no_sync(self.model) if alone else contextlib.nullcontext():
                 with self.accelerator.autocast():
@@ -299,6 +305,11 @@ class _Loop:
             model.save_pretrained(self.run.path)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+
+
+def step_seed(seed: int, step: int, process: int) -> int:
+    """Seed of torch's generator for one optimisation step of one process."""
+    return int(np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _share_of_a_process(request: TrainingRequest, processes: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from baselines.data import Crops
-from baselines.model import Baseline
+from baselines.model import Baseline, load_model
 from baselines.streaming import StreamedCrops
 from baselines.validation import Validation
 from em_bench_eval.errors import InputError, unknown_name
@@ -73,18 +73,22 @@ class TrainingData:
         batches: Iterable[Any] = accelerator.prepare(loader)
         return batches
 
-    def notes(self, model: Baseline) -> list[str]:
+    def notes(self, model: Baseline, crop: int) -> list[str]:
         """What whoever trains should know before hours have passed."""
         found = []
         missing = [name for name in model.config.organelles if name not in self.trained_organelles]
         if missing:
             found.append(f"not annotated in the training data, so never predicted: {', '.join(missing)}")
-        return found + model.data_notes(self.index) if self.index is not None else found
+        return found if self.index is None else found + model.data_notes(self.index, crop)
 
 
 def open_training_data(request: TrainingRequest) -> TrainingData:
     """Open what a request asks for; raises ``InputError`` if there is nothing to learn from."""
     config, recipe = request.architecture, request.recipe
+    if load_model(request.model).build.ndim == 3:
+        from baselines.volume_crops import open_volume_data
+
+        return open_volume_data(request)
     rows = of_sources(open_rows(request.dataset, request.config, "train", streaming=request.streaming), request.sources)
     validation = _validation(request)
     if request.streaming:

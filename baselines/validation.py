@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,22 +37,26 @@ class Validation:
 
         An organelle that neither occurs nor is predicted there has no Dice and is left out.
         """
-        names = model.config.trained_organelles
-        overlap, size = np.zeros(len(names)), np.zeros(len(names))
-        was_training = model.training
-        model.eval()
-        for image, semantic, annotated in zip(self.images, self.semantic, self.annotated, strict=True):
-            predicted_of = predicted_pixels(model, torch.from_numpy(image)[None, None].to(device))
-            for channel, name in enumerate(names):
-                if not annotated[ORGANELLES.index(name)]:
-                    continue
-                known = semantic != IGNORE
-                predicted = predicted_of[name] & known
-                reference = semantic == Organelle(name).label_id
-                overlap[channel] += 2 * np.count_nonzero(predicted & reference)
-                size[channel] += np.count_nonzero(predicted) + np.count_nonzero(reference)
-        model.train(was_training)
-        return {name: float(o / s) for name, o, s in zip(names, overlap, size, strict=True) if s > 0}
+        return dice_over(model, zip(self.images, self.semantic, self.annotated, strict=True), device)
+
+
+def dice_over(model: Baseline, known: Iterable[tuple[Any, Any, Any]], device: torch.device) -> dict[str, float]:
+    """Dice per trained organelle over (image, semantic, annotated flags), pixels pooled."""
+    names = model.config.trained_organelles
+    overlap, size = np.zeros(len(names)), np.zeros(len(names))
+    was_training = model.training
+    model.eval()
+    for image, semantic, annotated in known:
+        predicted_of = predicted_pixels(model, torch.from_numpy(image)[None, None].to(device))
+        for channel, name in enumerate(names):
+            if not annotated[ORGANELLES.index(name)]:
+                continue
+            predicted = predicted_of[name] & (semantic != IGNORE)
+            reference = semantic == Organelle(name).label_id
+            overlap[channel] += 2 * np.count_nonzero(predicted & reference)
+            size[channel] += np.count_nonzero(predicted) + np.count_nonzero(reference)
+    model.train(was_training)
+    return {name: float(o / s) for name, o, s in zip(names, overlap, size, strict=True) if s > 0}
 
 
 def predicted_pixels(model: Baseline, image: torch.Tensor) -> dict[str, Any]:

@@ -14,7 +14,10 @@ import pytest
 from em_bench_eval.cli import COMMANDS, main
 
 # appended to a command of the README so that it takes seconds here; the last value of an option wins
-SHORTENED = {"train": ["--preset", "smoke", "--steps", "6"]}
+SHORTENED = {
+    "pretrain": ["--preset", "smoke", "--steps", "2"],
+    "train": ["--preset", "smoke", "--steps", "6"],
+}
 
 
 def blocks(text: str, language: str) -> list[str]:

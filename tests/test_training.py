@@ -84,6 +84,29 @@ def test_resumed_equals_uninterrupted(tiny_dataset: Path, tmp_path: Path, monkey
     assert [path.name for path in RunFolder(whole).checkpoints] == ["step-000006", "step-000007"]
 
 
+def test_dropout_and_sampled_losses_resume_as_well(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset = load_model("transunet").preset("smoke")
+    recipe = dataclasses.replace(preset.recipe, steps=4, batch_size=1, crop=32)
+    request = dataclasses.replace(
+        _request(tiny_dataset, tmp_path),
+        model="transunet",
+        architecture=preset.config,
+        recipe=recipe,
+        checkpoint_every=2,
+    )
+    train(dataclasses.replace(request, out=tmp_path / "whole"))
+    with monkeypatch.context() as context:
+        _interrupt(context, at_step=3)
+        with pytest.raises(_Interrupted):
+            train(dataclasses.replace(request, out=tmp_path / "parts"))
+    train(dataclasses.replace(request, out=tmp_path / "parts"), resume=True)
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, msg=name)
+
+
 def test_a_killed_training_goes_on_where_it_was(tiny_dataset: Path, tmp_path: Path) -> None:
     """A real process, a real SIGKILL, as soon as the first checkpoint has its name."""
     options = [
