@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from baselines.volume_jobs import VolumeSettings
 
 VOLUMES_CONFIG = "volumes"
+LEVELS = ("L0", "L1", "L2", "L3", "L4", "L5")
 EPILOG = """examples:
   em-bench predict --checkpoint runs/unet --dataset em-organelle-wild --split test --out predictions
       every image of a split; em-bench score predictions em-organelle-wild
@@ -86,8 +87,13 @@ def _split_volumes(options: argparse.Namespace) -> int:
         print(f"score the images:  em-bench score {options.out} {options.dataset}")
     for name in names:
         path = options.out / "volumes" / f"{name}.zarr"
-        ignore = f" --ignore {path}/labels/ignore" if (path / "labels" / "ignore").is_dir() else ""
-        print(f"score a volume:    em-bench score {path} {options.dataset}/volumes/{name}.zarr{ignore}")
+        print(f"score a volume:    em-bench score {path} {options.dataset}/volumes/{name}.zarr")
+    if options.aggregation:
+        from baselines.predicted_levels import write_levels
+
+        cuts = (options.patch, options.block)
+        for written in write_levels(options.out, names, options.aggregation, cuts, options.dataset, options.oracle):
+            print(f"a level:           em-bench score {written} {options.dataset}/volumes/{written.name}")
     return 0
 
 
@@ -104,6 +110,11 @@ def _volume(options: argparse.Namespace) -> int:
         _volume_settings(options),
         None if given is None else VoxelSize(*given),
     )
+    if options.aggregation:
+        from baselines.predicted_levels import write_levels
+
+        for written in write_levels(options.out, [name], options.aggregation, (options.patch, options.block)):
+            print(written)
     path = options.out / "volumes" / f"{name}.zarr"
     counts = read_table(path / TABLE).counts()
     print(f"{path}: {', '.join(f'{number:,} {what}' for what, number in counts.items()) or 'no instances'}")
@@ -157,9 +168,17 @@ def _check(options: argparse.Namespace) -> None:
             remedy="raise --tile, or lower --margin",
         )
     of_volumes = options.volume is not None or options.config == VOLUMES_CONFIG
-    for name, given in (("--planes", options.planes != ["xy"]), ("--discard-maps", options.discard_maps)):
+    for name, given in (
+        ("--planes", options.planes != ["xy"]),
+        ("--discard-maps", options.discard_maps),
+        ("--aggregation", options.aggregation),
+    ):
         if given and not of_volumes:
             raise InputError(f"{name} belongs to volumes", expected="--config volumes, or --volume FILE")
+    if options.aggregation and options.discard_maps:
+        raise InputError("--aggregation reads the maps", found="--discard-maps", remedy="leave one of the two away")
+    if options.oracle and (not options.aggregation or options.volume is not None):
+        raise InputError("--oracle needs a reference and levels", expected="--config volumes and --aggregation")
     for name, given in (("--voxel-size-nm", options.voxel_size_nm), ("--only", options.only)):
         wrong = options.volume is None if name == "--voxel-size-nm" else options.config != VOLUMES_CONFIG
         if given and wrong:
@@ -214,6 +233,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="xy,xz,yz",
         help="of volumes: slice along z (xy), y (xz), x (yz), and average; isotropic voxels (default: xy)",
     )
+    add(
+        "--aggregation",
+        nargs="+",
+        default=[],
+        choices=LEVELS,
+        help="of volumes: write the instances of these levels as well, from the same maps: L0 and L1 patches, L2 "
+        "slices, L3 slices linked through z, L4 blocks, L5 whole volume; components, as em-bench mismatch has them",
+    )
+    add("--oracle", action="store_true", help="with --aggregation: also from perfect pixels, the reference's")
+    add("--patch", type=_positive, default=512, metavar="VOXELS", help="of L0 and L1 (default: %(default)s)")
+    add("--block", type=_positive, default=128, metavar="VOXELS", help="of L4 (default: %(default)s)")
     add("--discard-maps", action="store_true", help="of volumes: delete OUT/maps once instances are made of them")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     return parser

@@ -14,7 +14,7 @@ import torch
 
 from baselines.data import name_without_path
 from baselines.decode import DECODERS
-from baselines.model import Baseline
+from baselines.model import Baseline, load_model
 from baselines.pretrained import load_pretrained
 from em_bench_eval import __version__
 from em_bench_eval.errors import InputError
@@ -64,6 +64,12 @@ DEFAULT = TileSettings()
 def load_trained(checkpoint: str) -> Baseline:
     """Load a checkpoint; one that was never trained is an ``InputError``."""
     model = load_pretrained(checkpoint)
+    if not load_model(model.name).trainable:
+        raise InputError(
+            f"{checkpoint} holds {model.name}, which finds objects without their organelle",
+            expected="a checkpoint of `em-bench train`",
+            remedy=f"em-bench {model.name} --weights {checkpoint}; its --help says how objects get an organelle",
+        )
     if not model.config.trained_organelles:
         raise InputError(
             f"{checkpoint} was never trained",

@@ -52,8 +52,13 @@ def report(argv: list[str]) -> int:
     from em_bench_eval.row import build_row, to_json
 
     row = build_row(score)
+    if score.get("class_agnostic"):
+        from em_bench_eval.report_agnostic import page_score, reword
+
+        score = page_score(score)
     facts, examples = _read_examples(prediction, options.reference, score, options.images)
     page = render_page(score, row, facts, examples)
+    page = reword(page) if score.get("class_agnostic") else page
     write_together(out, {ROW_FILE: to_json(row), PAGE_FILE: page})
     print(f"leaderboard row: {out / ROW_FILE}")
     print(f"report page:     {out / PAGE_FILE} ({len(page.encode()) / 1e6:.1f} MB, {len(examples)} images)")
@@ -155,6 +160,7 @@ def _read_examples(
     from em_bench_eval.comparison import compare
     from em_bench_eval.pictures import draw
     from em_bench_eval.report import Example
+    from em_bench_eval.report_agnostic import compare_agnostic
     from em_bench_eval.rows import ID_COLUMNS, decode_row, open_rows, read_predictions, row_id
     from em_bench_eval.settings import Settings
 
@@ -180,7 +186,7 @@ def _read_examples(
     for predicted in tqdm(predictions, total=len(chosen), desc="drawing", unit="image", file=sys.stderr):
         record = predicted.record_id
         image = decode_row(rows[place[record]])
-        compared = compare(image, predicted, settings)
+        compared = (compare_agnostic if score.get("class_agnostic") else compare)(image, predicted, settings)
         _check_counts(record, compared.counts, per_image[record], f"em-bench score {prediction} {reference}")
         drawn[record] = Example(
             record_id=record,

@@ -16,6 +16,7 @@ from em_bench_eval.errors import InputError
 from em_bench_eval.schema import ORGANELLES
 
 if TYPE_CHECKING:
+    from em_bench_eval.score_volumes import Ends
     from em_bench_eval.settings import Settings
 
 SCORE_FILE = "score.json"
@@ -73,12 +74,23 @@ def _parser() -> argparse.ArgumentParser:
     more.add_argument("--full", action="store_true", help="short for --skeleton er golgi --boundary with all five")
     more.add_argument("--tolerance-nm", type=float, default=16.0, metavar="NM", help="of NSD (default: %(default)s)")
     split = parser.add_argument_group("for a dataset")
+    split.add_argument(
+        "--class-agnostic",
+        action="store_true",
+        help="match instances whatever their organelle: keys any/... and .../dice__stratified (always so for "
+        "predictions without organelles, as em-bench sam writes them)",
+    )
     split.add_argument("--config", help="dataset configuration (default: the one that was predicted)")
     split.add_argument("--split", help="dataset split (default: the one that was predicted)")
     volume = parser.add_argument_group("for a volume")
     volume.add_argument("--organelle", help="what both label maps hold, where they do not say it themselves")
     volume.add_argument("--voxel-size-nm", metavar="Z,Y,X", help="where no file states it")
     volume.add_argument("--ignore", metavar="PATH", help="volume that is not 0 where nobody annotated")
+    volume.add_argument(
+        "--box",
+        metavar="Z0:Z1,Y0:Y1,X0:X1",
+        help="cut this part out of both first (default: what PRED says was predicted, else all)",
+    )
     out = parser.add_argument_group("output")
     out.add_argument(
         "--out", type=Path, metavar="FILE.json", help=f"where to write (default: PRED/{SCORE_FILE}; volumes: nowhere)"
@@ -120,6 +132,7 @@ def _is_volume(arguments: argparse.Namespace) -> bool:
 
 def _score_dataset(arguments: argparse.Namespace, settings: Settings) -> int:
     from em_bench_eval import rows
+    from em_bench_eval.class_agnostic import format_agnostic
     from em_bench_eval.score_dataset import score_folder
     from em_bench_eval.score_tables import format_tables
 
@@ -127,6 +140,7 @@ def _score_dataset(arguments: argparse.Namespace, settings: Settings) -> int:
     info = rows.read_prediction_info(prediction)
     config = arguments.config or info.get("config", "wild")
     split = arguments.split or info.get("split", "test")
+    agnostic = bool(arguments.class_agnostic or info.get("class_agnostic"))
     result, instances = score_folder(
         prediction,
         arguments.reference,
@@ -135,11 +149,13 @@ def _score_dataset(arguments: argparse.Namespace, settings: Settings) -> int:
         settings,
         info,
         keep_instances=arguments.per_instance is not None,
+        class_agnostic=agnostic,
     )
     _write_instances(arguments.per_instance, instances)
     out = arguments.out or prediction / SCORE_FILE
     write_json(out, result)
-    print(_as_json(result) if arguments.json else format_tables(result, by_source=arguments.table))
+    as_text = format_agnostic if agnostic else format_tables
+    print(_as_json(result) if arguments.json else as_text(result, by_source=arguments.table))
     print(f"wrote {out}", file=sys.stderr)
     return 0
 
@@ -150,10 +166,13 @@ def _score_volume(arguments: argparse.Namespace, settings: Settings) -> int:
     from em_bench_eval.settings import METRIC_VERSION
     from em_bench_eval.volume_io import open_volume
 
-    refused = [name for name in ("config", "split") if getattr(arguments, name)]
+    box = _box(arguments.box) if arguments.box else None
+    refused = [name for name in ("config", "split", "class_agnostic") if getattr(arguments, name)]
     if refused:
         raise InputError(
-            f"--{refused[0]} belongs to a dataset", found=f"PRED {arguments.prediction}", expected="a prediction folder"
+            f"--{refused[0].replace('_', '-')} belongs to a dataset",
+            found=f"PRED {arguments.prediction}",
+            expected="a prediction folder",
         )
     sides = [open_labels(path, arguments.organelle) for path in (arguments.prediction, arguments.reference)]
     ignore = open_volume(arguments.ignore) if arguments.ignore else None
@@ -163,8 +182,10 @@ def _score_volume(arguments: argparse.Namespace, settings: Settings) -> int:
         settings=settings,
         voxel_size_nm=given,
         ignore=ignore,
+        box=box,
         keep_instances=arguments.per_instance is not None,
     )
+    box = box or sides[0].predicted_box
     size = given or tuple(sides[1].voxel_size_nm or sides[0].voxel_size_nm or ())
     result = {
         "metric_version": METRIC_VERSION,
@@ -172,7 +193,8 @@ def _score_volume(arguments: argparse.Namespace, settings: Settings) -> int:
         "settings_hash": settings.hash(),
         "prediction": {"path": arguments.prediction},
         "reference": {"path": arguments.reference},
-        "shape": list(sides[1].shape),
+        "shape": list(sides[1].shape) if box is None else [stop - start for start, stop in box],
+        "box": box,
         "voxel_size_nm": list(size),
         "scores": evaluation.compute(),
     }
@@ -192,6 +214,20 @@ def _numbers(text: str) -> tuple[float, ...]:
     if len(numbers) != 3 or not all(0 < number < float("inf") for number in numbers):
         raise InputError("--voxel-size-nm is no voxel size", found=text, expected="three positive numbers, Z,Y,X in nm")
     return numbers
+
+
+def _box(text: str) -> Ends:
+    try:
+        z, y, x = (tuple(int(end) for end in part.split(":")) for part in text.split(","))
+        (z0, z1), (y0, y1), (x0, x1) = z, y, x
+    except ValueError as error:
+        raise InputError(
+            "--box is no box",
+            found=text,
+            expected="Z0:Z1,Y0:Y1,X0:X1 in voxels",
+            remedy="for example 52:64,0:512,0:512",
+        ) from error
+    return (z0, z1), (y0, y1), (x0, x1)
 
 
 def _write_instances(path: Path | None, instances: Sequence[dict[str, Any]]) -> None:

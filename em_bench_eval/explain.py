@@ -7,6 +7,7 @@ import textwrap
 from em_bench_eval.errors import unknown_name
 from em_bench_eval.metric import Family, Metric
 from em_bench_eval.metrics import METRICS
+from em_bench_eval.metrics_stratified import STRATIFIED
 from em_bench_eval.schema import ORGANELLES
 from em_bench_eval.settings import METRIC_VERSION
 
@@ -22,7 +23,10 @@ NEEDS = {
     "overlap": "always measured",
     "skeleton": "measured for the organelles of --skeleton (Settings.skeleton)",
     "boundary": "measured for the organelles of --boundary (Settings.boundary)",
+    "agnostic": "measured where predicted instances have no organelle, and with --class-agnostic",
 }
+DECLARED = {**METRICS, **STRATIFIED}
+NAMES = (*ORGANELLES, "macro", "any")  # what a key may begin with; any: all organelles as one class
 SYMBOLS = (
     "I, R and P are the voxels of an intersection, of a reference and of a predicted instance, outside the ignored "
     "region. Instances are matched one to one, so that the sum of IoU over matched pairs is as large as possible. TP: "
@@ -33,18 +37,18 @@ SYMBOLS = (
 def find(key: str) -> tuple[str, Metric]:
     """Return the name and declaration behind ``pq`` or ``mito/pq``; ``InputError`` says what it might have meant."""
     organelle, slash, name = key.rpartition("/")
-    if slash and organelle not in (*ORGANELLES, "macro"):
-        raise unknown_name("organelle", organelle, (*ORGANELLES, "macro"))
-    if name not in METRICS:
-        raise unknown_name("metric", name, METRICS)
-    return name, METRICS[name]
+    if slash and organelle not in NAMES:
+        raise unknown_name("organelle", organelle, NAMES)
+    if name not in DECLARED:
+        raise unknown_name("metric", name, DECLARED)
+    return name, DECLARED[name]
 
 
 def as_text(key: str) -> str:
     """Explain one key for the terminal."""
     name, metric = find(key)
     organelle = key.rpartition("/")[0]
-    lines = [name + (f" of {organelle}" if organelle not in ("", "macro") else ""), ""]
+    lines = [name + (f" of {organelle}" if organelle not in ("", "macro", "any") else ""), ""]
     rows = {
         "definition": metric.definition,
         "formula": metric.formula,
@@ -56,6 +60,8 @@ def as_text(key: str) -> str:
     }
     if organelle == "macro":
         rows["macro"] = "plain mean over the organelles where the key is defined; None if there are none"
+    if organelle == "any":
+        rows["any"] = "class-agnostic: the instances of all annotated organelles as those of one"
     for label, text in rows.items():
         lines.append(textwrap.fill(text, 100, initial_indent=f"  {label:<12} ", subsequent_indent=" " * 15))
     return "\n".join(lines)
@@ -117,7 +123,7 @@ def as_markdown() -> str:
 
 
 def _of(family: str) -> list[tuple[str, Metric]]:
-    return [(key, metric) for key, metric in METRICS.items() if metric.family == family]
+    return [(key, metric) for key, metric in DECLARED.items() if metric.family == family]
 
 
 def _cell(text: str) -> str:

@@ -14,7 +14,7 @@ from typing import Literal
 Value = float | int | None
 Statistics = Mapping[str, float]  # whole numbers are exact up to 2**53
 Family = Literal["instance", "panoptic", "network", "boundary", "semantic", "count"]
-Needs = Literal["overlap", "skeleton", "boundary"]
+Needs = Literal["overlap", "skeleton", "boundary", "agnostic"]
 
 
 @dataclass(frozen=True)

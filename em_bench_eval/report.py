@@ -121,6 +121,8 @@ def _facts(row: Mapping[str, Any]) -> str:
         "Reference ids": row["reference_ids"],
         "Metric version": row["metric_version"],
         "Settings hash": row["settings_hash"],
+        **({"Matching": "class-agnostic"} if row.get("class_agnostic") else {}),
+        **({"Prompts": f"{row['prompts']}: shown the reference, never ranked"} if row.get("prompts") else {}),
     }
     return "".join(f"<div><dt>{key}</dt><dd>{text(value)}</dd></div>" for key, value in pairs.items())
 

@@ -26,6 +26,12 @@ SCORE_FORMAT = "em-organelle-wild score v1"
 HEADLINE_METRICS = ("dice__instance", "iou__instance", "pq")
 ROW_GROUPS = ("all", *(f"domain={domain}" for domain in DOMAINS))
 ROW_NAMES = ("macro", *ORGANELLES)
+ROW_KEYS = tuple(f"{name}/{metric}" for name in ROW_NAMES for metric in HEADLINE_METRICS)
+# of predictions without organelles, which have none of the others (em_bench_eval.class_agnostic)
+AGNOSTIC_KEYS = (
+    *(f"any/{metric}" for metric in (*HEADLINE_METRICS, "dice__reference", "iou__reference")),
+    *(f"{name}/{metric}" for name in ROW_NAMES for metric in ("dice__stratified", "iou__stratified")),
+)
 REPORTED_PACKAGES = ("numpy", "scipy", "datasets", "pyarrow", "pillow")
 ROUNDING = 1e-9  # IoU and Dice of a perfect match may differ by rounding
 
@@ -41,7 +47,7 @@ def build_row(score: Mapping[str, Any]) -> dict[str, Any]:
     ``scores`` maps "all", "domain=in" and "domain=out", as far as they were scored, to
     ``{"<macro or organelle>/<metric>": value in [0, 1] or None}``; ``None`` is undefined or not annotated.
     """
-    prediction, dataset = score["prediction"], score["dataset"]
+    prediction, dataset, agnostic = score["prediction"], score["dataset"], bool(score.get("class_agnostic"))
     row = {
         "format": ROW_FORMAT,
         "model": prediction.get("model"),
@@ -54,14 +60,13 @@ def build_row(score: Mapping[str, Any]) -> dict[str, Any]:
         "settings_hash": score["settings_hash"],
         "reference_ids": score["settings"].get("reference_ids"),
         "scores": {
-            group: {
-                f"{name}/{metric}": score["groups"][group].get(f"{name}/{metric}")
-                for name in ROW_NAMES
-                for metric in HEADLINE_METRICS
-            }
+            group: {key: score["groups"][group].get(key) for key in (*ROW_KEYS, *(AGNOSTIC_KEYS if agnostic else ()))}
             for group in ROW_GROUPS
             if group in score["groups"]
         },
+        **({"class_agnostic": True} if agnostic else {}),
+        # what the model was shown of the reference: such a row is never ranked with one that saw nothing
+        **({"prompts": prediction["prompts"]} if prediction.get("prompts") else {}),
         "software": {"prediction": prediction.get("versions", {}), "report": software_versions()},
         "platform": platform.platform(),
         "date": utc_date(),

@@ -41,6 +41,7 @@ class LabelledImage:
     specimen: str
     domain: str
     fold: str
+    labelled: bool = True  # False: its labels are private, so nothing is annotated and all of it is to be ignored
 
 
 def encode_png(array: npt.NDArray[np.generic]) -> bytes:
@@ -77,7 +78,7 @@ def open_rows(dataset: str | os.PathLike[str], config: str, split: str, *, strea
     name = os.fspath(dataset)
     if not Path(name).is_dir() and name.count("/") != 1:
         # datasets would fall back on whatever its cache holds under that name
-        raise _no_dataset(name, "no such folder")
+        raise no_dataset(name, "no such folder")
     if Path(name).is_dir() and not (Path(name) / "README.md").is_file():
         raise InputError(
             f"{name} is not a dataset folder",
@@ -90,13 +91,13 @@ def open_rows(dataset: str | os.PathLike[str], config: str, split: str, *, strea
     except ValueError as error:  # unknown configuration or split: the message of datasets lists the known ones
         raise InputError(f"cannot open {name}", found=str(error), remedy="check --config and --split") from error
     except (FileNotFoundError, ConnectionError) as error:  # DatasetNotFoundError is a FileNotFoundError
-        raise _no_dataset(name, f"no such folder, and not on the Hub: {error}") from error
+        raise no_dataset(name, f"no such folder, and not on the Hub: {error}") from error
     for column in ("image", "instances", "ignore"):
         rows = rows.cast_column(column, datasets.Image(decode=False))
     return rows
 
 
-def _no_dataset(name: str, found: str) -> InputError:
+def no_dataset(name: str, found: str) -> InputError:
     return InputError(
         f"there is no dataset {name!r}",
         found=found,
@@ -108,19 +109,32 @@ def _no_dataset(name: str, found: str) -> InputError:
 def decode_row(row: Mapping[str, Any]) -> LabelledImage:
     """Decode one dataset row, whether its images are still encoded or already PIL images."""
     image = decode_png(row["image"])
-    ignore = row.get("ignore")
+    ignore, labels = row.get("ignore"), row["instances"]
+    labelled = labels is not None and not (isinstance(labels, Mapping) and not any(labels.values()))
     return LabelledImage(
         record_id=row_id(row),
         image=image.astype(np.uint8, copy=False),
-        instances=decode_png(row["instances"]).astype(np.uint16, copy=False),
+        instances=decode_png(labels).astype(np.uint16, copy=False) if labelled else np.zeros(image.shape, np.uint16),
         organelle_of={int(entry["id"]): Organelle(entry["organelle"]) for entry in row["objects"]},
-        annotated=frozenset(Organelle(name) for name in row["annotated"]),
-        ignore=np.zeros(image.shape, bool) if ignore is None else decode_png(ignore) > 0,
+        annotated=frozenset(Organelle(name) for name in row["annotated"] if labelled),
+        ignore=np.full(image.shape, not labelled) if ignore is None else decode_png(ignore) > 0,
         pixel_size_nm=(float(row["pixel_size_nm"][0]), float(row["pixel_size_nm"][1])),
         source=row["source"],
         specimen=row["specimen"],
         domain=row["domain"],
         fold=row["fold"],
+        labelled=labelled,
+    )
+
+
+def labels_are_private(where: str) -> InputError:
+    """Build the error for whoever needs labels that the public dataset does not show."""
+    return InputError(
+        f"the labels of {where} are private",
+        found="images without labels",
+        expected="a split with labels",
+        remedy="score on the validation split (--split validation), or submit: em-bench validate PRED --draft, then "
+        "em-bench submit PRED; maintainers name the private dataset",
     )
 
 
@@ -166,7 +180,7 @@ def read_predictions(folder: str | os.PathLike[str]) -> Iterator[Prediction]:
             yield Prediction(
                 record_id=row_id(row),
                 instances=decode_png(row["instances"]).astype(np.uint32),
-                organelle_of={entry["id"]: Organelle(entry["organelle"]) for entry in row["objects"]},
+                organelle_of={e["id"]: Organelle(e["organelle"]) for e in row["objects"] if e["organelle"] is not None},
                 confidence_of={entry["id"]: entry["confidence"] for entry in row["objects"]},
             )
 
@@ -191,6 +205,7 @@ def _require_predictions(path: Path) -> None:
 
 def _prediction_row(prediction: Prediction) -> dict[str, object]:
     volume_id, axis, slice_index, offset = parse_record_id(prediction.record_id)
+    organelle_of = {id_: str(organelle) for id_, organelle in prediction.organelle_of.items()}
     if int(prediction.instances.max(initial=0)) > 65535:
         raise InputError(
             f"{prediction.record_id}: too many predicted instances",
@@ -205,8 +220,9 @@ def _prediction_row(prediction: Prediction) -> dict[str, object]:
         "offset": list(offset),
         "instances": {"bytes": encode_png(prediction.instances.astype(np.uint16)), "path": None},
         "objects": [
-            {"id": id_, "organelle": str(organelle), "confidence": float(prediction.confidence_of.get(id_, 1.0))}
-            for id_, organelle in sorted(prediction.organelle_of.items())
+            # null: the model finds instances and does not say of what (see class_agnostic)
+            {"id": id_, "organelle": organelle_of.get(id_), "confidence": float(prediction.confidence_of.get(id_, 1.0))}
+            for id_ in sorted(organelle_of.keys() | prediction.confidence_of.keys())
         ],
     }
 

@@ -31,22 +31,27 @@ def score_folder(
     info: Mapping[str, Any],
     *,
     keep_instances: bool = False,
+    class_agnostic: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Score every image of a prediction folder; returns what ``score.json`` holds, and a row per instance if asked.
 
     Images are read once, in the order of the predictions; only statistics are kept. All faults (missing or unexpected
     images, another shape, ids without an organelle) are raised together as one ``InputError``. ``intervals`` are 95 %
-    bootstrap intervals over volumes where a group has several, else over images.
+    bootstrap intervals over volumes where a group has several, else over images. ``class_agnostic``: by the protocols
+    of ``em_bench_eval.class_agnostic``, whatever organelles the predictions name, or if they name none.
     """
     from tqdm import tqdm
 
     from em_bench_eval import rows
+    from em_bench_eval.class_agnostic import AgnosticEvaluation
     from em_bench_eval.scoring import Evaluation
     from em_bench_eval.settings import METRIC_VERSION
 
+    build: Any = AgnosticEvaluation if class_agnostic else Evaluation
+
     dataset = rows.open_rows(reference, config, split)
-    index_of = _index_by_record(dataset)
-    groups: dict[str, Evaluation] = {"all": Evaluation(settings)}
+    index_of = index_by_record(dataset)
+    groups: dict[str, Any] = {"all": build(settings)}
     volumes: dict[str, list[str]] = {"all": []}
     per_image: dict[str, dict[str, Value]] = {}
     instances: list[dict[str, Any]] = []
@@ -60,16 +65,18 @@ def score_folder(
             continue
         seen.add(name)
         image = rows.decode_row(dataset[index_of[name]])
+        if not image.labelled:
+            raise rows.labels_are_private(f"{reference} ({config}/{split})")
         try:
-            evaluation = _evaluate(predicted, image, settings, keep_instances)
+            evaluation = _evaluate(build(settings, keep_instances=keep_instances), predicted, image)
         except InputError as error:
             faults.append(f"{name}: {error.problem} ({error.found})")
             continue
         instances += evaluation.instances()
         for group in ("all", f"domain={image.domain}", f"source={image.source}"):
-            groups.setdefault(group, Evaluation(settings)).merge(evaluation)
+            groups.setdefault(group, build(settings)).merge(evaluation)
             volumes.setdefault(group, []).append(name.rsplit("/", 2)[0])
-        per_image[name] = _of_image(evaluation)
+        per_image[name] = evaluation.per_image() if class_agnostic else image_values(evaluation)
     faults += [f"{name}: not predicted" for name in index_of if name not in seen]
     _raise_faults(faults, prediction, f"{reference} ({config}/{split})", len(index_of))
     result = {
@@ -78,19 +85,17 @@ def score_folder(
         "settings": asdict(settings),
         "settings_hash": settings.hash(),
         "prediction": dict(info),
+        **({"class_agnostic": True} if class_agnostic else {}),
         "dataset": {"path": reference, "config": config, "split": split},
         "images": len(per_image),
         "groups": {group: groups[group].compute() for group in sorted(groups)},
-        "intervals": {group: _intervals(groups[group], volumes[group]) for group in sorted(groups)},
+        "intervals": {group: group_intervals(groups[group], volumes[group]) for group in sorted(groups)},
         "per_image": {name: per_image[name] for name in sorted(per_image)},
     }
     return result, instances
 
 
-def _evaluate(predicted: Prediction, image: LabelledImage, settings: Settings, keep_instances: bool) -> Evaluation:
-    from em_bench_eval.scoring import Evaluation
-
-    evaluation = Evaluation(settings, keep_instances=keep_instances)
+def _evaluate(evaluation: Any, predicted: Prediction, image: LabelledImage) -> Any:
     evaluation.add(
         (predicted.instances, predicted.organelle_of),
         (image.instances, image.organelle_of),
@@ -102,25 +107,29 @@ def _evaluate(predicted: Prediction, image: LabelledImage, settings: Settings, k
     return evaluation
 
 
-def _intervals(evaluation: Evaluation, volume_of_item: list[str]) -> dict[str, Any]:
+def group_intervals(evaluation: Any, volume_of_item: list[str]) -> dict[str, Any]:
     """Bootstrap the headline keys over volumes, or over images where there is one volume only."""
     from em_bench_eval.confidence import LEVEL, RESAMPLES, intervals
     from em_bench_eval.schema import ORGANELLES
 
-    items = [statistics for _, statistics in evaluation.items()]
     several = len(set(volume_of_item)) > 1
-    keys = [f"{name}/{metric}" for name in (*ORGANELLES, "macro") for metric in INTERVAL_METRICS]
-    found = intervals(items, keys, clusters=volume_of_item if several else None)
+    clusters = volume_of_item if several else None
+    if hasattr(evaluation, "intervals"):
+        found = evaluation.intervals(clusters)
+    else:
+        items = [statistics for _, statistics in evaluation.items()]
+        keys = [f"{name}/{metric}" for name in (*ORGANELLES, "macro") for metric in INTERVAL_METRICS]
+        found = intervals(items, keys, clusters=clusters)
     return {
         "over": "volumes" if several else "images",
-        "n": len(set(volume_of_item)) if several else len(items),
+        "n": len(set(volume_of_item)) if several else len(volume_of_item),
         "level": LEVEL,
         "resamples": RESAMPLES,
         "values": {key: list(bounds) for key, bounds in found.items() if bounds is not None},
     }
 
 
-def _of_image(evaluation: Evaluation) -> dict[str, Value]:
+def image_values(evaluation: Evaluation) -> dict[str, Value]:
     """Select the keys kept per image: the headline and the counts, of organelles that occur in it."""
     values = evaluation.compute()
     kept = {}
@@ -132,7 +141,7 @@ def _of_image(evaluation: Evaluation) -> dict[str, Value]:
     return kept
 
 
-def _index_by_record(dataset: Any) -> dict[str, int]:
+def index_by_record(dataset: Any) -> dict[str, int]:
     """Map record id to position, reading no image."""
     from em_bench_eval.rows import ID_COLUMNS, row_id
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ import numpy as np
 from .errors import InputError
 from .label_maps import organelle_name
 from .opened import Opened, whole_numbers
+from .rows import labels_are_private
 from .schema import ORGANELLES, VoxelSize
 from .scoring import Evaluation
 from .settings import DEFAULT_SETTINGS, Settings
 from .volume_io import is_remote, open_volume
 
+Ends = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # first and one past the last voxel: z, y, x
 BLOCK_VOXELS = 1 << 25  # of each label map in memory: 128 MB of 32 bit
 SAME_SIZE = 0.01  # relative difference of voxel sizes that are taken for equal
 
@@ -35,6 +37,7 @@ class LabelVolume:
     organelle_of: Mapping[int, str] | None = None
     annotated: tuple[str, ...] | None = None
     ignore: Opened | None = None
+    predicted_box: Ends | None = None  # the part of the reference's volume that was predicted
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -45,6 +48,13 @@ class LabelVolume:
     def voxel_size_nm(self) -> VoxelSize | None:
         """Voxel size in nm, if a file states it."""
         return next((opened.voxel_size_nm for opened in self.maps.values() if opened.voxel_size_nm), None)
+
+    def crop(self, box: Ends) -> LabelVolume:
+        """Return the part in a box; one that has the box's shape already is that part."""
+        if self.shape == tuple(stop - start for start, stop in box):
+            return self
+        maps = {name: opened.crop(*box) for name, opened in self.maps.items()}
+        return replace(self, maps=maps, ignore=None if self.ignore is None else self.ignore.crop(*box))
 
     def read(self, box: tuple[slice, ...]) -> Any:
         """Read a box in a form that ``Evaluation`` takes."""
@@ -73,6 +83,8 @@ def open_labels(location: str | os.PathLike[str], organelle: str | None = None) 
         if per_organelle:
             return _checked(LabelVolume(path, {name: open_volume(file) for name, file in per_organelle.items()}))
     about = open_volume(path).attributes.get("em_organelle_wild") if _is_group(path) else None
+    if isinstance(about, Mapping) and about.get("private_labels") and not about["private_labels"]["public_slices"]:
+        raise labels_are_private(path)
     organelle_of = _organelle_table(path, about) if isinstance(about, Mapping) else None
     if isinstance(about, Mapping) and organelle_of is not None:
         has_ignore = not is_remote(path) and Path(path, "labels", "ignore").is_dir()
@@ -82,6 +94,7 @@ def open_labels(location: str | os.PathLike[str], organelle: str | None = None) 
             organelle_of,
             tuple(map(organelle_name, about.get("annotated", ORGANELLES))),
             open_volume(f"{path}/labels/ignore") if has_ignore else None,
+            _box(about.get("predicted_box")),
         )
     raise InputError(
         f"nothing says of which organelle the instances in {path} are",
@@ -97,6 +110,7 @@ def score_volumes(
     settings: Settings = DEFAULT_SETTINGS,
     voxel_size_nm: Sequence[float] | None = None,
     ignore: Opened | None = None,
+    box: Ends | None = None,
     keep_instances: bool = False,
     block_voxels: int = BLOCK_VOXELS,
 ) -> Evaluation:
@@ -104,10 +118,15 @@ def score_volumes(
 
     Reads blocks of about ``block_voxels``, so memory does not depend on the size of the volume; skeletons and
     boundaries need the whole label maps in memory. ``voxel_size_nm`` (z, y, x) is needed only where no file states it.
-    Raises ``InputError`` if the grids differ.
+    ``box`` cuts both sides first, and instances with them; by default it is the part that the prediction says was
+    predicted. Raises ``InputError`` if the grids differ.
     """
     from tqdm import tqdm
 
+    part = box or prediction.predicted_box
+    if part is not None:
+        prediction, reference = prediction.crop(part), reference.crop(part)
+        ignore = None if ignore is None else LabelVolume("ignore", {"": ignore}).crop(part).maps[""]
     hidden = ignore or reference.ignore
     size = _common_grid(prediction, reference, hidden, voxel_size_nm)
     context: dict[str, Any] = {"voxel_size_nm": tuple(size), "annotated": _judged(prediction, reference)}
@@ -115,17 +134,24 @@ def score_volumes(
     whole = bool(settings.skeleton or settings.boundary)
     first = next(iter(reference.maps.values()))
     boxes = list(_boxes(reference.shape, reference.shape if whole else _block_shape(first, block_voxels)))
-    for box in tqdm(boxes, desc="score", unit="block"):
-        mask = None if hidden is None else hidden[box] != 0
-        labels = (prediction.read(box), reference.read(box))
+    for block in tqdm(boxes, desc="score", unit="block"):
+        mask = None if hidden is None else hidden[block] != 0
+        labels = (prediction.read(block), reference.read(block))
         if whole:
             evaluation.add(*labels, ignore=mask, item=reference.location, **context)
         else:
-            start = [side.start for side in box]
+            start = [side.start for side in block]
             evaluation.add_block(
                 reference.location, *labels, start=start, shape=reference.shape, ignore=mask, **context
             )
     return evaluation
+
+
+def _box(stated: Any) -> Ends | None:
+    if stated is None:
+        return None
+    z, y, x = ((int(start), int(stop)) for start, stop in stated)
+    return z, y, x
 
 
 def _organelle_table(path: str, about: Mapping[str, Any]) -> dict[int, str] | None:

@@ -23,8 +23,10 @@ EVALUATE_MODULE = "em_bench_eval/em_bench_eval.py"
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "evaluate", "dask", "neuroglancer", "skimage", "zarr"}
 COMMAND_FILES = (
     "baselines/cli.py",
+    "baselines/cli_mismatch.py",
     "baselines/cli_predict.py",
     "baselines/cli_pretrain.py",
+    "baselines/cli_sam.py",
     "lpa/cli.py",
     "dataset_builder/cli.py",
     "dataset_builder/cli_check.py",
@@ -36,6 +38,7 @@ COMMAND_FILES = (
     "em_bench_eval/cli_explain.py",
     "em_bench_eval/cli_table.py",
     "em_bench_eval/cli_score.py",
+    "em_bench_eval/cli_validate.py",
 )
 
 

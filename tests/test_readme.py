@@ -10,6 +10,8 @@ from pathlib import Path
 
 import fake
 import pytest
+import sam_twin
+import torch
 
 from em_bench_eval.cli import COMMANDS, main
 
@@ -17,6 +19,7 @@ from em_bench_eval.cli import COMMANDS, main
 SHORTENED = {
     "pretrain": ["--preset", "smoke", "--steps", "2"],
     "train": ["--preset", "smoke", "--steps", "6"],
+    "sam": ["--points-per-side", "2"],
 }
 
 
@@ -39,6 +42,9 @@ def test_the_journey_runs_as_written(readme: str, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     for write in fake.WRITERS.values():
         write(Path("raw"))
+    torch.save(
+        sam_twin.random_state(), "sam_vit_b_01ec64.pth"
+    )  # as large as a test can load; the real one is downloaded
     journey = commands(readme)
     assert [words[0] for words in journey] == list(COMMANDS), "the README shows every command, in the order of use"
     for words in journey:

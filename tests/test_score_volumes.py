@@ -192,3 +192,24 @@ def test_settings_change_what_is_judged(pair: Any, tmp_path: Path) -> None:
     chosen = Settings(border="ignore", min_size_nm=20 * 15.0 * 16 * 16)
     expected = score({"mito": pair[0]}, {"mito": pair[1]}, voxel_size_nm=NM, annotated=["mito"], settings=chosen)
     assert score_volumes(*sides, settings=chosen, block_voxels=1).compute() == expected
+
+
+def test_a_box_cuts_both_sides_and_a_prediction_says_its_own(tmp_path: Path) -> None:
+    from baselines.aggregation_write import write_level
+
+    semantic = np.zeros((8, 16, 16), np.uint8)
+    semantic[1:7, 2:8, 2:8] = 1
+    semantic[2:4, 10:14, 10:14] = 1
+    write_level(semantic, "L5", tmp_path / "whole.zarr", (8.0, 8.0, 8.0), annotated=["mito"])
+    box = ((2, 6), (0, 16), (0, 16))
+    part = semantic[2:6].copy()
+    part[:, 10:14, 10:14] = 0
+    write_level(part, "L5", tmp_path / "part.zarr", (8.0, 8.0, 8.0), annotated=["mito"], predicted_box=box)
+    reference = open_labels(tmp_path / "whole.zarr")
+    own = score_volumes(open_labels(tmp_path / "part.zarr"), reference).compute()
+    assert (own["mito/n_reference"], own["mito/n_matched"]) == (2, 1)
+    assert own["mito/dice__matched"] == 1.0
+    given = score_volumes(reference, reference, box=((0, 2), (0, 16), (0, 16))).compute()
+    assert (given["mito/n_reference"], given["mito/dice__instance"]) == (1, 1.0)
+    with pytest.raises(InputError, match="no such box"):
+        score_volumes(reference, reference, box=((0, 9), (0, 16), (0, 16)))
