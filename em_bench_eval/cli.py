@@ -24,12 +24,14 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("baselines.cli", "train", "train a baseline on a dataset folder or Hub dataset"),
     "predict": ("baselines.cli_predict", "predict", "predict images or volumes of any size, decoded to instances"),
     "sam": ("baselines.cli_sam", "sam", "predict with Segment Anything or micro-SAM, automatic or prompted"),
+    "export": ("baselines.cli_export", "export", "export a dataset for nnU-Net, or as plain files for other programs"),
+    "import": ("baselines.cli_import", "import_", "read results of nnU-Net, MitoNet or anything else as predictions"),
     "score": ("em_bench_eval.cli_score", "score", "score predictions against the reference, per organelle"),
     "table": ("em_bench_eval.cli_table", "table", "set scores in the layout of the paper, beside its rows"),
     "explain": ("em_bench_eval.cli_explain", "explain", "say what a key of a score means"),
     "mismatch": ("baselines.cli_mismatch", "mismatch", "say what a patch, a slice and a volume cost, per organelle"),
     "report": ("em_bench_eval.cli_report", "report", "write a leaderboard row and an HTML page with pictures"),
-    "validate": ("em_bench_eval.cli_validate", "validate", "judge a submission as the leaderboard does; draft its text"),
+    "validate": ("em_bench_eval.cli_validate", "validate", "judge a submission as the leaderboard does"),
 }
 
 

@@ -98,6 +98,7 @@ def open_rows(dataset: str | os.PathLike[str], config: str, split: str, *, strea
 
 
 def no_dataset(name: str, found: str) -> InputError:
+    """Return the fault of a dataset that cannot be found."""
     return InputError(
         f"there is no dataset {name!r}",
         found=found,

@@ -18,7 +18,8 @@ for seed in $seeds; do
       em-bench train --model "$model" --preset "${PRESET:-quick}" --dataset "$dataset" --config wild \
         --source "$source" --seed "$seed" --out "$run/checkpoint" --resume
       if [ ! -f "$run/slice/score.json" ]; then
-        em-bench predict --checkpoint "$run/checkpoint" --dataset "$dataset" --config wild --split test \
+        case "$model" in *3d) config=volumes ;; *) config=wild ;; esac # a 3D model sees volumes, cut into rows afterwards
+        em-bench predict --checkpoint "$run/checkpoint" --dataset "$dataset" --config "$config" --split test \
           --out "$run/volume"
         em-bench score "$run/volume" "$dataset" --config wild --split test
         mkdir -p "$run/slice"

@@ -23,6 +23,8 @@ EVALUATE_MODULE = "em_bench_eval/em_bench_eval.py"
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "evaluate", "dask", "neuroglancer", "skimage", "zarr"}
 COMMAND_FILES = (
     "baselines/cli.py",
+    "baselines/cli_export.py",
+    "baselines/cli_import.py",
     "baselines/cli_mismatch.py",
     "baselines/cli_predict.py",
     "baselines/cli_pretrain.py",

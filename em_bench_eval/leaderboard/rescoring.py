@@ -271,7 +271,8 @@ def _pooled(scored: list[Scored], job: Job) -> dict[str, Any]:
             members.setdefault(group, []).append(one)
     volumes = {group: [_volume(one) for one in ones] for group, ones in members.items()}
     per_image = {
-        one.record_id: one.evaluation.per_image() if job.class_agnostic else image_values(one.evaluation) for one in scored
+        one.record_id: one.evaluation.per_image() if job.class_agnostic else image_values(one.evaluation)
+        for one in scored
     }
     return {
         "groups": {
