@@ -31,7 +31,10 @@ def intervals(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> dict[str, Interval]:
-    """Return ``{key: (low, high)}``; None with fewer than two clusters or where the value is undefined.
+    """Return ``{key: (low, high)}``; None where the value is undefined, or fewer than two clusters speak to it.
+
+    A cluster speaks to an organelle if an instance of it lies there or was predicted there: drawn from one such cluster
+    alone, every sample would be the same, and an interval without width would claim a certainty that nobody has.
 
     ``items`` are the statistics of ``Evaluation.items``, ``clusters`` names the group of each (for instance its
     volume; default: each item for itself). The same arguments give the same bits.
@@ -58,7 +61,20 @@ def intervals(
                 if (key := f"{organelle}/{metric}") in values:
                     values[key].append(value)
     tail = (1 - level) / 2
-    return {key: _interval(found, tail) for key, found in values.items()}
+    several = {organelle for organelle in ORGANELLES if _speaking(items, names, organelle) > 1}
+    several |= {"macro"} if several else set()
+    return {key: _interval(found, tail) if key.partition("/")[0] in several else None for key, found in values.items()}
+
+
+def _speaking(items: Sequence[Mapping[str, Statistics]], names: Sequence[str], organelle: str) -> int:
+    """Count the clusters with an instance of an organelle on either side."""
+    return len(
+        {
+            name
+            for name, item in zip(names, items, strict=True)
+            if any(item.get(organelle, {}).get(count, 0) for count in ("n_reference", "n_prediction"))
+        }
+    )
 
 
 def _interval(values: list[float], tail: float) -> Interval:

@@ -46,6 +46,20 @@ def test_one_cluster_has_no_interval() -> None:
     assert intervals([], KEYS) == dict.fromkeys(KEYS)
 
 
+def test_an_organelle_of_one_volume_has_no_interval_beside_others_that_have_one() -> None:
+    one = np.ones((2, 2), int)
+    result = Evaluation()
+    for index in range(4):
+        maps = {"mito": one} if index < 3 else {"mito": one, "er": 0 * one}
+        reference = {"mito": one * (index > 0)} if index < 3 else {"mito": one, "er": one}
+        result.add(maps, reference, voxel_size_nm=(8, 8))
+    items = [statistics for _, statistics in result.items()]
+    found = intervals(items, KEYS, clusters=["a", "b", "c", "d"])
+    assert found["er/pq"] is None  # only in d: all samples would be the same
+    assert found["mito/dice__instance"] is not None
+    assert found["macro/dice__instance"] is not None
+
+
 def test_each_resample_is_a_score_of_resampled_images() -> None:
     hits = [True, False, True]
     items = [statistics for _, statistics in evaluation(hits).items()]
