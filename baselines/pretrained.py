@@ -46,15 +46,24 @@ def checkpoint_config(model: Baseline) -> dict[str, Any]:
     return {"model": model.name, "em_organelle_wild": __version__, "config": config, "training": model.training_info}
 
 
-def load_pretrained(checkpoint: str | os.PathLike[str], expected: type[Baseline] | None = None) -> Baseline:
+def load_pretrained(
+    checkpoint: str | os.PathLike[str],
+    expected: type[Baseline] | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Baseline:
     """Load a checkpoint folder or Hub repository, in evaluation mode on the CPU.
+
+    ``revision`` (tag, branch or commit) and ``token`` are for the Hub; without a token that of ``hf auth login`` or
+    ``HF_TOKEN`` is used.
 
     Raises ``InputError`` if it is no checkpoint, a pickle, of another model than ``expected``, of other organelles, or
     if its tensors do not fit its configuration.
     """
     from baselines.model import load_model
 
-    folder = _checkpoint_folder(checkpoint)
+    folder = _checkpoint_folder(checkpoint, revision, token)
     try:
         stored = json.loads((folder / CONFIG).read_text())
         name, values = stored["model"], dict(stored["config"])
@@ -108,44 +117,35 @@ def load_into(model: Baseline, checkpoint: str | os.PathLike[str]) -> None:
     model.load_state_dict(weights)
 
 
-def push_to_hub(model: Baseline, repo_id: str, *, private: bool = False) -> str:
-    """Upload the checkpoint to a Hub model repository, made if needed; return the address of the commit."""
-    from huggingface_hub import HfApi
+def push_to_hub(
+    model: Baseline,
+    repo_id: str,
+    *,
+    public: bool = False,
+    revision_tag: str | None = None,
+    dataset: str = "",
+    score: str | os.PathLike[str] | None = None,
+    base_model: str = "",
+    token: str | None = None,
+) -> str:
+    """Upload the checkpoint to a Hub model repository, made if needed; return its address.
 
-    api = HfApi()
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, folder)
-        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Upload {model.name}"))
+    Private unless ``public``; resumable; see ``em-bench push model --help`` for more. ``dataset``, a folder or a name
+    on the Hub, gives the card licences and citations; ``score`` is a ``score.json`` of these weights; ``token`` is that
+    of ``hf auth login`` or ``HF_TOKEN`` if not given.
+    """
+    from baselines.hub_model import Publication, push
+    from em_bench_eval.hub_upload import Repository
+
+    about = Publication(dataset, score=None if score is None else Path(score), base_model=base_model)
+    return push(model, Repository(repo_id, "model", public=public), about, revision_tag, token).url
 
 
 def model_card(model: Baseline) -> str:
-    """Model card with the Hub's metadata: what it is, what it was trained on, how to use it."""
-    from baselines.model import count_parameters
+    """Return the card of a checkpoint as far as it knows itself; ``baselines.model_card`` says more when published."""
+    from baselines.model_card import CardFacts, card
 
-    info = model.training_info
-    trained = ", ".join(model.config.trained_organelles) or "none (not trained yet)"
-    rows = [(key, value) for key, value in info.items() if not isinstance(value, (dict, list))]
-    facts = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in rows)
-    return f"""---
-library_name: em-organelle-wild
-pipeline_tag: image-segmentation
-tags: [electron-microscopy, biology, instance-segmentation, organelles, {model.name}]
----
-
-# {model.name} for organelles in electron microscopy
-
-{count_parameters(model):,} parameters. Predicts: {trained}. Input: one gray channel at
-{model.config.pixel_size_nm:g} nm per pixel, normalised by `{model.config.normalisation}`.
-
-| training | |
-|---|---|
-{facts}
-
-    em-bench predict --checkpoint REPOSITORY_OR_FOLDER --dataset em-organelle-wild --split test --out predictions
-
-What was not annotated in the training data is never predicted. `em-bench score` scores a prediction.
-"""
+    return card(model, CardFacts())
 
 
 def _read_weights(folder: Path) -> dict[str, Any]:
@@ -164,9 +164,11 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _checkpoint_folder(checkpoint: str | os.PathLike[str]) -> Path:
+def _checkpoint_folder(checkpoint: str | os.PathLike[str], revision: str | None, token: str | None) -> Path:
     folder = Path(checkpoint)
     if folder.is_dir():
+        if revision is not None:
+            raise InputError(f"{folder} is a folder", found=f"revision {revision}", expected="a Hub repository")
         missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
         if not missing:
             return folder
@@ -189,23 +191,34 @@ def _checkpoint_folder(checkpoint: str | os.PathLike[str]) -> Path:
             if folder.suffix in PICKLES
             else f"name {folder.parent}",
         )
-    return _downloaded(str(checkpoint))
+    return _downloaded(str(checkpoint), revision, token)
 
 
-def _downloaded(repo_id: str) -> Path:
+def _downloaded(repo_id: str, revision: str | None, token: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    from em_bench_eval.hub_faults import read_problem
+
+    wanted = [CONFIG, WEIGHTS, CARD]
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=[CONFIG, WEIGHTS, CARD]))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:  # absent, private, offline, or not a possible name
+        folder = Path(snapshot_download(repo_id, allow_patterns=wanted, revision=revision, token=token))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        found, remedy = read_problem(error, token)
         raise InputError(
-            f"there is no checkpoint {repo_id!r}",
-            found=f"no such folder, and not on the Hub ({type(error).__name__})",
+            f"there is no checkpoint {repo_id!r}" + (f" at revision {revision!r}" if revision else ""),
+            found=f"no such folder, and {found}",
             expected="a folder written by `em-bench train`, or a Hub repository <org>/<model>",
-            remedy="train one first: em-bench train --help; known models: "
-            + ", ".join(registry.names("baselines.models")),
-        ) from error
+            remedy=f"{remedy}; known models: {', '.join(registry.names('baselines.models'))}",
+        ) from None  # the client's own traceback may quote request headers
+    missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
+    if missing:
+        raise InputError(
+            f"{repo_id} is not a checkpoint of this project",
+            found=f"no {' and no '.join(missing)}",
+            expected=f"{CONFIG} and {WEIGHTS}, as em-bench push model uploads them",
+        )
+    return folder
 
 
 def _require_fit(checkpoint: object, weights: dict[str, Any], needed: dict[str, Any]) -> None:

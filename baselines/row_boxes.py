@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from em_bench_eval.errors import InputError
-from em_bench_eval.rows import ID_COLUMNS, open_rows, row_id
+from em_bench_eval.rows import ID_COLUMNS, labels_are_private, open_rows, row_id
 
 AXES = ("z", "y", "x")
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -91,6 +91,8 @@ def read_split(dataset: str, config: str, split: str) -> SplitRows:
     digest = hashlib.sha256()
     boxes = []
     for index, row in enumerate(light):
+        if row["instances"] is None:
+            raise labels_are_private(f"{dataset} ({config}/{split})")
         labels = png_bytes(row["instances"])
         digest.update(row_id(row).encode() + labels)
         boxes.append(_row_box(index, row, png_size(labels)))

@@ -38,7 +38,7 @@ from baselines.stitch_masks import LinkRule, Tile, stitch
 from baselines.tiling import TileAxis
 from em_bench_eval import __version__
 from em_bench_eval.errors import InputError
-from em_bench_eval.rows import PREDICTIONS_FILE, LabelledImage, decode_row, open_rows
+from em_bench_eval.rows import PREDICTIONS_FILE, LabelledImage, decode_row, labels_are_private, open_rows
 from em_bench_eval.schema import ORGANELLES, Organelle, Prediction
 
 Gray = npt.NDArray[np.uint8]
@@ -125,6 +125,8 @@ def predict_sam(
     for index, row in enumerate(tqdm(rows, desc=f"{name}, {settings.mode}", unit="image")):
         if not pieces.has(index, row):
             decoded = decode_row(row)
+            if settings.mode == "prompted" and not decoded.labelled:
+                raise labels_are_private(f"{config}/{split}")
             with out_of_memory_as_input_error(f"{name} on {decoded.record_id}", remedy):
                 pieces.write(index, row, predictor.image(decoded))
     return pieces.assemble(len(rows))

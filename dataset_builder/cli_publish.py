@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import re
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset_builder.cli import format_bytes
 from em_bench_eval.errors import InputError
+from em_bench_eval.hub_push import check_repo_id, check_tag
 
 if TYPE_CHECKING:
     from dataset_builder.publish import Plan
@@ -24,6 +23,9 @@ that an earlier revision has and this folder has not are deleted from the main b
 
 Sources that may not be redistributed are never uploaded: recipes/ then says how users build them. What em-bench build
 did not write stays at home.
+
+With --private-labels the rows of a fold keep their images and lose their labels, which go to a second repository that
+is always private. A repository that ever showed these labels is refused: its history would still have them.
 """
 EXAMPLES = """examples:
   em-bench publish em-organelle-wild --to my-lab/em-organelle-wild --dry-run
@@ -31,6 +33,9 @@ EXAMPLES = """examples:
   em-bench publish em-organelle-wild --to my-lab/em-organelle-wild --revision-tag v1
   em-bench publish em-organelle-wild --to my-lab/em-organelle-wild --revision-tag v1 --public
       the same, and visible to everybody once it is complete
+
+  em-bench publish em-organelle-wild --to my-lab/em-organelle-wild --private-labels test --public
+      the test split without labels for everybody, and my-lab/em-organelle-wild-labels with them, private
 
 The token is that of `hf auth login` or HF_TOKEN, or the line in --token-file; it is never printed or stored.
 Then: load_dataset("my-lab/em-organelle-wild", "wild", split="test", revision="v1", streaming=True)
@@ -52,42 +57,45 @@ def publish(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--without", action="append", default=[], metavar="SOURCE", help="leave a source out altogether; repeatable"
     )
+    parser.add_argument(
+        "--private-labels", nargs="+", choices=("test", "validation"), default=[], metavar="FOLD", help="test, mostly"
+    )
+    parser.add_argument(
+        "--labels-to", metavar="ORG/NAME", help="private repository for these labels (default: --to with -labels)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="quote files and bytes, and send nothing")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="a file with one line, the access token")
     arguments = parser.parse_args(argv)
-    part = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
-    if not re.fullmatch(f"{part}/{part}", arguments.to) or ".." in arguments.to or "--" in arguments.to:
-        raise InputError(
-            "--to names a repository", found=arguments.to, expected="ORG/NAME, as my-lab/em-organelle-wild"
-        )
-    if arguments.revision_tag is not None and not re.fullmatch(part, arguments.revision_tag):
-        raise InputError("--revision-tag is a name", found=arguments.revision_tag, expected="for instance v1")
-    if arguments.revision_tag == "main":
-        raise InputError("--revision-tag main is the name of the branch", expected="another name, as v1")
+    check_repo_id("--to", arguments.to, "my-lab/em-organelle-wild")
+    tag = check_tag(arguments.revision_tag)
+    private = sorted(set(arguments.private_labels))
+    labels_to = arguments.labels_to or f"{arguments.to}-labels"
+    check_repo_id("--labels-to", labels_to, "my-lab/em-organelle-wild-labels")
+    if labels_to == arguments.to or (arguments.labels_to and not private):
+        raise InputError("--labels-to names a second repository for --private-labels", found=arguments.labels_to)
 
     from dataset_builder.publish import planned
     from dataset_builder.publish import publish as publish_plan
-    from em_bench_eval.hub_faults import read_token
+    from em_bench_eval.hub_push import show_files, tell, token_of
     from em_bench_eval.hub_upload import Repository
 
-    token = None if arguments.token_file is None else read_token(arguments.token_file)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C
-    with planned(arguments.folder, arguments.without, only_quote=arguments.dry_run) as plan:
+    token = token_of(arguments)
+    to = Repository(arguments.to, "dataset", public=arguments.public)
+    hidden = Repository(labels_to, "dataset")
+    with planned(arguments.folder, arguments.without, private, only_quote=arguments.dry_run) as plan:
         seen = "public" if arguments.public else "private"
         print(f"{arguments.folder} -> {arguments.to} (dataset repository, {seen})")
         _show(plan)
+        show_files(to, plan.files)
+        if private:
+            print(f"  hidden   labels of {', '.join(private)}: they go to {labels_to}, which stays private")
+            show_files(hidden, plan.labels)
         if arguments.dry_run:
             print("dry run: nothing was sent")
             return 0
-        to = Repository(arguments.to, "dataset", public=arguments.public)
-        done = publish_plan(plan, to, arguments.revision_tag, token)
-    print(
-        f"published: {done.files} files, {format_bytes(done.bytes)} ({done.lfs_files} as LFS); sent now: "
-        f"{done.sent_files}, deleted: {done.deleted_files}"
-    )
-    print("compared: every file there has the size and hash of the one here")
-    print(f"{done.url} (commit {done.commit})")
-    revision = f', revision="{arguments.revision_tag}"' if arguments.revision_tag else ""
+        done = publish_plan(plan, to, tag, token, labels_to=hidden)
+    tell(done)
+    revision = f', revision="{tag}"' if tag else ""
     print(f'load it: datasets.load_dataset("{arguments.to}"{revision})')
     return 0
 

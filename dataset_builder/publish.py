@@ -7,14 +7,18 @@ import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
-from dataset_builder.publishable import Verdict, all_volumes, known_files, verdicts, write_publishable
+from dataset_builder.disclosure import STATS, check_history
+from dataset_builder.private_labels import KEY
+from dataset_builder.publishable import Verdict, all_volumes, known_files, verdicts, write_labels, write_publishable
 from dataset_builder.recipes import row_fingerprints
 from em_bench_eval.errors import InputError
-from em_bench_eval.hub_faults import WAITS_S, api_for, explained, patiently
-from em_bench_eval.hub_upload import Repository, Uploaded, hashed, upload
+from em_bench_eval.hub_faults import WAITS_S, api_for
+from em_bench_eval.hub_push import advised, send
+from em_bench_eval.hub_upload import Repository, Uploaded
 
 # what the Hub stores as LFS unless a repository says otherwise: its default .gitattributes, and any file that is large
 LFS_ENDINGS = frozenset({".parquet", ".png", ".jpg", ".jpeg"})
@@ -42,6 +46,8 @@ class Plan:
     sizes: Mapping[str, int]  # bytes
     left_out: Sequence[LeftOut]
     fingerprints: Mapping[str, str]  # withheld source -> fingerprint of its rows
+    private: Sequence[str] = ()  # folds whose labels are not in ``files``
+    labels: Mapping[str, Path] = field(default_factory=dict)  # the second, private repository: these folds with labels
 
     @property
     def lfs(self) -> list[str]:
@@ -50,10 +56,12 @@ class Plan:
 
 
 @contextmanager
-def planned(folder: Path, without: Collection[str] = (), *, only_quote: bool = False) -> Iterator[Plan]:
-    """Judge the sources of a dataset folder and gather the files to upload.
+def planned(
+    folder: Path, without: Collection[str] = (), private: Sequence[str] = (), *, only_quote: bool = False
+) -> Iterator[Plan]:
+    """Judge the sources of a dataset folder and gather the files to upload; ``private``: folds without their labels.
 
-    If something is withheld, the rest lies in a hidden folder beside ``folder`` for the time of the block.
+    If something is withheld, the rest lies in hidden folders beside ``folder`` for the time of the block.
 
     Raises:
         InputError: no dataset, an unclear licence, nothing left (unless ``only_quote``), another run at work.
@@ -65,15 +73,16 @@ def planned(folder: Path, without: Collection[str] = (), *, only_quote: bool = F
         raise InputError(f"there is no folder {folder}", expected="a folder that em-bench build wrote")
     judged = verdicts(folder, without)
     withheld = [verdict.source for verdict in judged if not verdict.as_pixels and not verdict.dropped]
-    if all(verdict.as_pixels for verdict in judged):
+    _check_unchanged_privacy(folder, private)
+    if all(verdict.as_pixels for verdict in judged) and not private:
         files = known_files(folder, all_volumes(folder))
         yield _plan(judged, folder, files, {})
         return
     if only_quote and not any(verdict.as_pixels for verdict in judged):
-        prints = row_fingerprints(folder, withheld)
-        yield _plan(judged, folder, {}, {name: found for name, (found, _) in prints.items()})
+        found = row_fingerprints(folder, withheld)
+        yield _plan(judged, folder, {}, {name: fingerprint for name, (fingerprint, _) in found.items()})
         return
-    part = folder.with_name(f".{folder.name}.publishable")
+    part, labels = (folder.with_name(f".{folder.name}.{kind}") for kind in ("publishable", "labels"))
     lock = FileLock(part.with_name(part.name + ".lock"))
     try:
         lock.acquire(timeout=0)
@@ -82,16 +91,22 @@ def planned(folder: Path, without: Collection[str] = (), *, only_quote: bool = F
     except OSError as error:
         raise _no_room(part, error) from error
     try:
-        shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+        for left in (part, labels):
+            shutil.rmtree(left, ignore_errors=True)  # of a run that was killed
         try:
-            write_publishable(folder, part, judged)
+            write_publishable(folder, part, judged, private)
+            if private:
+                write_labels(folder, labels, judged, private)
         except OSError as error:
             raise _no_room(part, error) from error
         files = known_files(part, all_volumes(part))
         recipes = {name: json.loads((part / f"recipes/{name}.json").read_text()) for name in withheld}
-        yield _plan(judged, folder, files, {name: entry["rows_fingerprint"] for name, entry in recipes.items()})
+        prints = {name: entry["rows_fingerprint"] for name, entry in recipes.items()}
+        hidden = known_files(labels, all_volumes(labels)) if private else {}
+        yield _plan(judged, folder, files, prints, private, hidden)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        for left in (part, labels):
+            shutil.rmtree(left, ignore_errors=True)
         lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)
 
@@ -105,31 +120,46 @@ def _no_room(part: Path, error: OSError) -> InputError:
     )
 
 
+def _check_unchanged_privacy(folder: Path, private: Sequence[str]) -> None:
+    """A folder whose labels were taken out already has none to keep private."""
+    stats = folder / STATS
+    gone = json.loads(stats.read_text(encoding="utf-8")).get(KEY, []) if stats.is_file() else []
+    if set(gone) & set(private):
+        raise InputError(
+            f"{folder} has no labels of {', '.join(gone)} itself",
+            expected="the dataset with all its labels, as em-bench build wrote it",
+        )
+
+
 def publish(
     plan: Plan,
     to: Repository,
     tag: str | None = None,
     token: str | None = None,
     waits_s: Sequence[float] = WAITS_S,
+    labels_to: Repository | None = None,
 ) -> Uploaded:
-    """Upload a plan; see ``hub_upload.upload``. Faults of the Hub are ``InputError`` with what to do about them."""
-    from huggingface_hub import get_token
+    """Upload a plan; see ``hub_upload.upload``. Faults of the Hub are ``InputError`` with what to do about them.
 
+    Private labels go first, to ``labels_to``, which stays private.
+
+    Raises:
+        InputError: also if labels that are to be private can be read in the repository's history, or if this would
+            show labels that were private.
+    """
     for name, size in plan.sizes.items():
         if size > LARGEST_FILE:
             raise InputError(f"{name} is too large for the Hub", found=size, expected=f"at most {LARGEST_FILE} bytes")
+    with advised(f"looking at {to.repo_id}", token):
+        check_history(api_for(token), to, plan.private, waits_s)
     title = f"em-organelle-wild{'' if tag is None else f' {tag}'}"
-    api = api_for(token)
-    try:
-        patiently(api.whoami, "asking who we are", waits_s)  # a wrong token shows before hours of hashing
-        return upload(api, to, hashed(plan.files), title, tag, waits_s)
-    except InputError:
-        raise
-    except Exception as error:
-        known = explained(error, f"publishing to {to.repo_id}", token or get_token())
-        if known is None:
-            raise
-        raise known from None  # the client's own traceback may quote request headers
+    if plan.private:
+        if labels_to is None or labels_to.public:
+            raise ValueError("private labels need a private repository")
+        send(plan.labels, labels_to, f"labels of {title}", tag, token, waits_s)
+    # the file that says whether labels are private goes first: see disclosure
+    files = {STATS: plan.files[STATS], **plan.files} if STATS in plan.files else plan.files
+    return send(files, to, title, tag, token, waits_s)
 
 
 def warnings(plan: Plan) -> list[str]:
@@ -142,12 +172,20 @@ def warnings(plan: Plan) -> list[str]:
     return found
 
 
-def _plan(judged: Sequence[Verdict], folder: Path, files: Mapping[str, Path], fingerprints: Mapping[str, str]) -> Plan:
+def _plan(
+    judged: Sequence[Verdict],
+    folder: Path,
+    files: Mapping[str, Path],
+    fingerprints: Mapping[str, str],
+    private: Sequence[str] = (),
+    labels: Mapping[str, Path] = MappingProxyType({}),
+) -> Plan:
     sizes = {name: path.stat().st_size for name, path in files.items()}
-    return Plan(judged, files, sizes, _left_out(folder, files), fingerprints)
+    withheld = "of withheld sources" if not private else "of withheld sources, or with private labels"
+    return Plan(judged, files, sizes, _left_out(folder, files, withheld), fingerprints, private, labels)
 
 
-def _left_out(folder: Path, files: Mapping[str, Path]) -> list[LeftOut]:
+def _left_out(folder: Path, files: Mapping[str, Path], withheld: str) -> list[LeftOut]:
     """Group the files of a folder that have no counterpart of the same name in the upload, or a smaller one."""
     ours = known_files(folder, all_volumes(folder))
     groups: dict[tuple[str, str], list[int]] = {}
@@ -156,7 +194,7 @@ def _left_out(folder: Path, files: Mapping[str, Path]) -> list[LeftOut]:
         if name in files:
             continue
         top = "/".join(name.split("/")[:2]) if name.startswith(("data/", "volumes/")) else name.split("/")[0]
-        why = "of withheld sources, or under another number" if name in ours else "em-bench build did not write it"
+        why = f"{withheld}, or under another number" if name in ours else "em-bench build did not write it"
         if name.startswith("data/"):
             top = str(PurePosixPath(name).parent)
         groups.setdefault((top, why), []).append(path.stat().st_size)

@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dataset_builder import card
+from dataset_builder import card, private_labels
 from dataset_builder.citation import bibliography
 from dataset_builder.licences import licences_md, read_sources, redistributable, sources_json
 from dataset_builder.recipes import card_section, make_recipes
@@ -29,7 +29,7 @@ from dataset_builder.source import load_source, source_names
 from dataset_builder.split_file import read_split_file
 from dataset_builder.stats import FORMAT, Stats
 from em_bench_eval.errors import InputError, unknown_name
-from em_bench_eval.schema import Organelle, SourceInfo, VoxelSize
+from em_bench_eval.schema import FOLDS, Organelle, SourceInfo, VoxelSize
 
 TEXTS = ("README.md", "CITATION.bib", "LICENSES.md", "sources.json", "eval.yaml", "splits.json", "stats.json")
 TABLES = ("volumes.parquet", "instances.parquet")
@@ -154,16 +154,42 @@ def all_volumes(folder: Path) -> list[str]:
     return list(_licences(folder))
 
 
-def write_publishable(folder: Path, out: Path, judged: Sequence[Verdict]) -> None:
+def write_publishable(folder: Path, out: Path, judged: Sequence[Verdict], private: Collection[str] = ()) -> None:
     """Write the part of ``folder`` that ``judged`` lets pass into the new folder ``out``. Deterministic.
 
-    Unchanged files are hard links where the file system has them.
+    Unchanged files are hard links where the file system has them. ``private`` names folds whose labels are left out.
 
     Raises:
         InputError: nothing would remain.
     """
-    import pyarrow as pa
+    kept = _kept(folder, judged)
+    volumes = {name: source for name, (source, _) in _licences(folder).items() if source in kept}
+    _write_tables(folder, out, kept, volumes, FOLDS)
+    if private:
+        private_labels.hide(out, private, volumes)
+    _write_texts(folder, out, judged, volumes, private)
 
+
+def write_labels(folder: Path, out: Path, judged: Sequence[Verdict], private: Collection[str]) -> None:
+    """Write the rows and volumes whose labels are ``private``, with labels, as a dataset folder of its own.
+
+    Raises:
+        InputError: there are no such rows.
+    """
+    kept = _kept(folder, judged)
+    hidden = private_labels.public_slabs(json.loads((folder / "splits.json").read_text(encoding="utf-8")), private)
+    volumes = {name: source for name, (source, _) in _licences(folder).items() if source in kept and name in hidden}
+    _write_tables(folder, out, kept, volumes, private)
+    if not list((out / "data").glob("*/*.parquet")):
+        raise InputError(
+            f"{folder} has nothing in the folds whose labels are to be private",
+            found=", ".join(private),
+            expected="rows that may be published",
+        )
+    _write_texts(folder, out, judged, volumes, private, has_labels=True)
+
+
+def _kept(folder: Path, judged: Sequence[Verdict]) -> set[str]:
     kept = {verdict.source for verdict in judged if verdict.as_pixels}
     if not kept:
         raise InputError(
@@ -171,22 +197,29 @@ def write_publishable(folder: Path, out: Path, judged: Sequence[Verdict]) -> Non
             found=", ".join(f"{verdict.source}: {verdict.reason}" for verdict in judged),
             expected="at least one that may (em-bench sources NAME says which)",
         )
-    volumes = {name: source for name, (source, _) in _licences(folder).items() if source in kept}
+    return kept
+
+
+def _write_tables(
+    folder: Path, out: Path, kept: Collection[str], volumes: Mapping[str, str], folds: Collection[str]
+) -> None:
+    """Write rows of the chosen sources and folds, the tables of the chosen volumes, and these volumes."""
+    import pyarrow as pa
+
     out.mkdir(parents=True)
-    hashes = _filter_shards(folder, out, kept)
-    for name, column, allowed in zip(TABLES, ("source", "volume_id"), (kept, volumes), strict=True):
-        names = pa.array(sorted(allowed))
-        tables = (_rows_in(table, column, names) for table in _row_groups(folder / name))
+    _filter_shards(folder, out, kept, folds)
+    names = pa.array(sorted(volumes), pa.string())
+    for name in TABLES:
+        tables = (_rows_in(table, "volume_id", names) for table in _row_groups(folder / name))
         write_parquet(out / name, tables, _schema(folder / name), 2**16)
-        hashes[name] = _sha256(out / name)
     for name, path in known_files(folder, volumes).items():
         if name.startswith("volumes/"):
             _link(path, out / name)
-    _write_texts(folder, out, judged, volumes, hashes)
+    shutil.copyfile(folder / "splits.json", out / "splits.json")
 
 
-def _filter_shards(folder: Path, out: Path, kept: Collection[str]) -> dict[str, str]:
-    """Write the rows of kept sources, shard by shard, and number the shards anew; return their hashes."""
+def _filter_shards(folder: Path, out: Path, kept: Collection[str], folds: Collection[str]) -> None:
+    """Write the rows of kept sources and folds, shard by shard, and number the shards anew."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -194,9 +227,8 @@ def _filter_shards(folder: Path, out: Path, kept: Collection[str]) -> dict[str, 
     groups: dict[tuple[str, str], list[tuple[Path, bool]]] = {}
     for path in sorted((folder / "data").glob("*/*.parquet")):
         has = set(pq.read_table(path, columns=["source"])["source"].unique().to_pylist())
-        if has & set(kept):
+        if has & set(kept) and path.name.split("-")[0] in folds:
             groups.setdefault((path.parent.name, path.name.split("-")[0]), []).append((path, has <= set(kept)))
-    hashes = {}
     todo = [(key, number, *entry) for key, entries in groups.items() for number, entry in enumerate(entries)]
     for (part, fold), number, path, whole in tqdm(todo, desc="choosing rows", unit="shard", file=sys.stderr):
         name = f"data/{part}/{fold}-{number:05d}-of-{len(groups[part, fold]):05d}.parquet"
@@ -206,8 +238,6 @@ def _filter_shards(folder: Path, out: Path, kept: Collection[str]) -> dict[str, 
             tables = (_rows_in(table, "source", names) for table in _row_groups(path))
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             write_parquet(out / name, _even(tables, ROWS_PER_GROUP), _schema(path))
-        hashes[name] = _sha256(out / name)
-    return hashes
 
 
 def _rows_in(table: Any, column: str, names: Any) -> Any:
@@ -268,15 +298,29 @@ def _link(path: Path, target: Path) -> None:
 
 
 def _write_texts(
-    folder: Path, out: Path, judged: Sequence[Verdict], volumes: Mapping[str, str], hashes: Mapping[str, str]
+    folder: Path,
+    out: Path,
+    judged: Sequence[Verdict],
+    volumes: Mapping[str, str],
+    private: Collection[str] = (),
+    *,
+    has_labels: bool = False,
 ) -> None:
     infos = source_infos(folder)
     remain = {verdict.source: infos[verdict.source] for verdict in judged if not verdict.dropped}
     withheld = [verdict.source for verdict in judged if not verdict.as_pixels and not verdict.dropped]
-    stats = _stats(folder, {name: info for name, info in remain.items() if name not in withheld}, volumes)
-    fingerprint = hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in sorted(hashes)).encode()).hexdigest()
+    shown = {name: info for name, info in remain.items() if name not in withheld}
+    if has_labels:
+        remain = shown = {name: info for name, info in shown.items() if name in set(volumes.values())}
+        withheld = []
+    stats = _stats(folder, shown, volumes, private if has_labels else FOLDS)
+    if private:
+        stats.objects, stats.instances = private_labels.count(out)
+    tables = sorted([*(out / "data").glob("*/*.parquet"), *(out / name for name in TABLES)])
+    lines = sorted(f"{path.relative_to(out).as_posix()} {_sha256(path)}\n" for path in tables)
+    fingerprint = hashlib.sha256("".join(lines).encode()).hexdigest()
     rendered = None
-    if (folder / "figures").is_dir():
+    if (folder / "figures").is_dir() and not has_labels:
         from dataset_builder.figures import render
 
         rendered = render(out)
@@ -286,7 +330,11 @@ def _write_texts(
     texts["LICENSES.md"] = licences_md(remain)
     texts["CITATION.bib"] = bibliography(info.citation for info in remain.values())
     texts["sources.json"] = sources_json(remain)
-    texts["stats.json"] = json.dumps(stats.as_json(), indent=2) + "\n"
+    counted = stats.as_json()
+    if private:
+        texts["README.md"] += private_labels.card_section(private, has_them=has_labels)
+        counted |= {} if has_labels else {private_labels.KEY: sorted(private)}
+    texts["stats.json"] = json.dumps(counted, indent=2) + "\n"
     splits = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
     splits["volumes"] = {name: entry for name, entry in splits["volumes"].items() if entry["source"] in remain}
     texts["splits.json"] = json.dumps(splits, indent=1) + "\n"
@@ -314,13 +362,15 @@ def source_infos(folder: Path) -> dict[str, SourceInfo]:
     }
 
 
-def _stats(folder: Path, sources: dict[str, SourceInfo], volumes: Mapping[str, str]) -> Stats:
-    """Read the counts back, of some sources."""
+def _stats(
+    folder: Path, sources: dict[str, SourceInfo], volumes: Mapping[str, str], folds: Collection[str] = FOLDS
+) -> Stats:
+    """Read the counts back, of some sources and folds."""
     counted = read_stats(folder)
     images = {
         (entry["part"], entry["fold"], entry["domain"], entry["source"]): entry["images"]
         for entry in counted["images_by"]
-        if entry["source"] in sources
+        if entry["source"] in sources and entry["fold"] in folds
     }
     rows = [entry for entry in counted["instances_by"] if entry["source"] in sources]
     return Stats(

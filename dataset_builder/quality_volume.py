@@ -95,7 +95,7 @@ def measure(listed: Listed) -> Measured:
     found.label_only = not listed.has_image
     if not found.label_only:
         _find_absent_files(listed, image, found, blank)
-    if not found.unreadable and not found.label_only:
+    if not found.unreadable and not found.label_only and (listed.path / "labels").is_dir():  # else they are private
         _compare_labels(listed, image, found)
     return found
 
@@ -117,6 +117,7 @@ def _read_all(listed: Listed, image: Any, found: Measured) -> npt.NDArray[np.boo
             try:
                 pixels = np.asarray(image[box].read().result())
                 parts = {name: np.asarray(array[box].read().result()) for name, array in arrays.items()}
+                parts = parts or dict(zip(labels, np.zeros((2, *pixels.shape), np.uint8), strict=False))  # private
             except ValueError as error:  # tensorstore: truncated or damaged
                 found.unreadable.append(str(error).split(" [source locations")[0])
                 continue

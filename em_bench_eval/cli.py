@@ -32,6 +32,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "mismatch": ("baselines.cli_mismatch", "mismatch", "say what a patch, a slice and a volume cost, per organelle"),
     "report": ("em_bench_eval.cli_report", "report", "write a leaderboard row and an HTML page with pictures"),
     "validate": ("em_bench_eval.cli_validate", "validate", "judge a submission as the leaderboard does"),
+    "push": ("em_bench_eval.cli_push", "push", "upload a dataset, the metric, a model or the leaderboard to the Hub"),
+    "submit": ("em_bench_eval.cli_submit", "submit", "send predictions to the leaderboard, as a pull request"),
+    "leaderboard": ("em_bench_eval.cli_leaderboard", "leaderboard", "for maintainers: score submissions, make a page"),
 }
 
 

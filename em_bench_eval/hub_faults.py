@@ -155,6 +155,33 @@ def explained(error: BaseException, doing: str, secret: str | None = None) -> In
     return None
 
 
+def read_problem(error: BaseException, secret: str | None = None) -> tuple[str, str]:
+    """Return what was found, and what to do, where something on the Hub could not be read; for ``InputError``."""
+    from huggingface_hub import errors as hub
+    from huggingface_hub import get_token
+
+    causes = list(chain(error))
+    known = (secret or get_token()) is not None
+    login = "use the token of somebody who may read it" if known else "log in (hf auth login), or set HF_TOKEN"
+
+    def is_a(kind: type[BaseException]) -> bool:
+        return any(isinstance(cause, kind) for cause in causes)
+
+    if is_a(hub.HFValidationError):
+        return "it is no name on the Hub either", "check the spelling"
+    if is_a(hub.GatedRepoError):
+        return "on the Hub its owners ask for your consent first", f"open its page and accept the terms; {login}"
+    if is_a(hub.RevisionNotFoundError):
+        return "the Hub has it, but not this revision", "see the page for tags and branches"
+    if status_of(error) == 401 and known:
+        return "the Hub refuses the token", "log in again (hf auth login), or check HF_TOKEN"
+    if is_a(hub.RepositoryNotFoundError) or status_of(error) in (401, 403, 404):
+        return "not on the Hub, or private", f"check the spelling; if it is private, {login}"
+    if is_a(hub.OfflineModeIsEnabled) or is_a(hub.LocalEntryNotFoundError) or lost_connection(error):
+        return "the Hub could not be asked; nothing is cached", "check network, HF_ENDPOINT and HF_HUB_OFFLINE"
+    return f"not on the Hub: {_found(error, secret or get_token())}", "check the spelling"
+
+
 def _found(error: BaseException, secret: str | None) -> str:
     """Write what the client and the Hub said in one line, without secrets."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from em_bench_eval.hub_faults import WAITS_S, patiently, status_of
 
 FILES_PER_COMMIT = 64  # the Hub advises 50 to 100
 BYTES_PER_COMMIT = 4 * 2**30  # what a kill may cost at most is one file; smaller commits cost requests
-KEPT = frozenset({".gitattributes"})  # the Hub's own
+KEPT = frozenset({".gitattributes"})  # the Hub's own, unless we send one
 HASHING_THREADS = 4
 
 
@@ -105,6 +105,9 @@ def upload(
     title: str,
     tag: str | None = None,
     waits_s: Sequence[float] = WAITS_S,
+    *,
+    delete_others: bool = True,
+    initial: Collection[str] = (),
 ) -> Uploaded:
     """Make ``files`` the content of the repository's main branch, and tag it; other files there are deleted.
 
@@ -115,13 +118,15 @@ def upload(
         title: of the pull request and the commit.
         tag: a new name for this content; it must not name other content.
         waits_s: seconds before each further attempt after a fault that passes.
+        delete_others: False leaves files alone that are there and not in ``files``.
+        initial: names in ``files`` that are sent only if there is no such file yet.
 
     Raises:
         InputError: the tag names other content, a public repository without ``to.public``, a conflict, a difference
             after the upload. The main branch is then as it was, unless the message says otherwise.
         Exception: those of the client; ``hub_faults.explained`` tells users what to do.
     """
-    return _Upload(api, to, files, title, tag, waits_s).run()
+    return _Upload(api, to, files, title, tag, waits_s, delete_others, initial).run()
 
 
 class _Upload:
@@ -133,8 +138,11 @@ class _Upload:
         title: str,
         tag: str | None,
         waits_s: Sequence[float],
+        delete_others: bool,
+        initial: Collection[str],
     ):
         self.api, self.to, self.files, self.tag, self.waits_s = api, to, files, tag, waits_s
+        self.delete_others, self.initial = delete_others, initial
         self.title = f"{title} [{fingerprint_of(files)}]"
         self.repo = {"repo_id": to.repo_id, "repo_type": to.repo_type}
         self.sent: set[str] = set()
@@ -181,13 +189,18 @@ class _Upload:
         from huggingface_hub.hf_api import RepoFile
 
         entries = self.api.list_repo_tree(**self.repo, revision=revision, recursive=True)
-        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile) and entry.path not in KEPT}
+        kept = KEPT - set(self.files)
+        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile) and entry.path not in kept}
 
     def _todo(self, revision: str) -> tuple[list[str], list[str]]:
         """Return which files of a revision are to be sent, and which to be deleted."""
         there = self._listing(revision)
-        send = [name for name, file in self.files.items() if name not in there or not file.equals(there[name])]
-        return send, [name for name in there if name not in self.files]
+        send = [
+            name
+            for name, file in self.files.items()
+            if name not in there or not (name in self.initial or file.equals(there[name]))
+        ]
+        return send, [name for name in there if name not in self.files and self.delete_others]
 
     def _tag_target(self) -> str | None:
         refs = self.api.list_repo_refs(**self.repo)

@@ -6,14 +6,18 @@
         hub.url                                     # as HF_ENDPOINT, or HfApi(endpoint=hub.url)
         hub.fail("POST", "/commit/", status=429)    # the next such request; also cuts, lost answers, and stops
 
-Handlers are registered by ``route`` in ``hub_double_api``; another file of handlers only has to be imported. What is
-remembered is in ``hub_double_repos``.
+Handlers are registered by ``route`` in ``hub_double_api`` and ``hub_double_more``; another file of handlers only has to
+be imported. What is remembered is in ``hub_double_repos``. It knows model, dataset and Space repositories, private and
+gated ones, uploads (regular, LFS, LFS in parts), listings, downloads with ranges of any revision (``refs/pr/N`` too),
+tags, branches, pull requests with diff, comments, states and merges.
 
 It was written from the source of ``huggingface_hub`` 2.4 and cannot show what only the real Hub knows:
 
 * its rules: who may do what, rate limits, quotas, malware scans, limits of sizes, files and commits, reserved names,
-  what makes a card or ``eval.yaml`` valid, gated repositories, how long and how often a pull request takes commits,
-  whether a private repository of an organisation has pull requests at all;
+  what makes a card, ``eval.yaml``, ``model-index`` or ``.eval_results`` valid, whether it shows such results at all,
+  what exactly of a gated repository can be seen, how long and how often a pull request takes commits, whether a private
+  repository of an organisation has pull requests at all;
+* Spaces: here a Space is a repository with a kind of SDK; nothing is built, run or served as a page;
 * which files it makes LFS: here by ``.gitattributes`` endings, size, or a NUL byte; the Hub has its own rule;
 * Xet: the client must be told ``HF_HUB_DISABLE_XET=1``; with it off the Hub and client take other requests;
 * its merges: here three-way by whole files into one commit; and its exact words and codes of refusal;
@@ -103,9 +107,10 @@ class HubDouble:
     """The server and its state. Users are known by their tokens."""
 
     def __init__(self) -> None:
-        import hub_double_api  # registers its routes
+        import hub_double_api  # these two register their routes
+        import hub_double_more
 
-        assert hub_double_api.ROUTES is ROUTES
+        assert hub_double_api.ROUTES is hub_double_more.ROUTES is ROUTES
         self.repos: dict[tuple[str, str], Repo] = {}
         self.large: dict[str, bytes] = {}  # SHA-256 -> content
         self.unverified: dict[str, bytes] = {}  # the same, until the client has asked whether it arrived
@@ -115,6 +120,8 @@ class HubDouble:
             "hf_stranger": {"name": "igor", "orgs": {}},
         }
         self.page = 1000  # entries of a listing
+        self.part_bytes: int | None = None  # LFS files that are larger arrive in parts of this size
+        self.parts: dict[tuple[str, int], bytes] = {}  # SHA-256 and number of a part -> its bytes
         self.faults: list[Fault] = []
         self.log: list[tuple[str, str, int]] = []  # method, path, state
         self.lock = threading.RLock()
@@ -291,4 +298,22 @@ def online(hub: HubDouble, monkeypatch: Any, token: str | None = "hf_writer") ->
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    downloads = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", downloads)
     yield huggingface_hub.HfApi(endpoint=hub.url, token=token)
+
+
+def main() -> None:
+    """Serve until interrupted, for trying commands by hand: ``python tests/hub_double.py``."""
+    import sys
+
+    sys.modules["hub_double"] = sys.modules["__main__"]  # the files of handlers import it under its name
+    with HubDouble() as hub:
+        print(f"export HF_ENDPOINT={hub.url} HF_HUB_DISABLE_XET=1 HF_TOKEN=hf_writer", flush=True)
+        print("# my-lab/... belongs to hf_writer; hf_reader may read it; hf_stranger is nobody's", flush=True)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,7 @@ __all__ = ["ROUTES"]
 API = r"/api/(?P<kind>model|dataset|space)s/(?P<name>[^/]+/[^/]+)"
 FILES = r"/(?P<prefix>datasets/|spaces/|)(?P<name>[^/]+/[^/]+)"
 NUM = r"/discussions/(?P<num>\d+)"
+SDKS = ("gradio", "docker", "static")
 
 
 def _repo(hub: HubDouble, request: Request, match: re.Match[str], *, write: bool = False) -> Repo:
@@ -47,8 +48,11 @@ def create(hub: HubDouble, request: Request, match: Any) -> Answer:
     url = f"{hub.url}/{PREFIX[kind]}{name}"
     if (kind, name) in hub.repos:
         return Answer.json({"error": "You already created this repo", "url": url}, 409)
+    if kind == "space" and wanted.get("sdk") not in SDKS:
+        raise Refused(400, f"a Space needs an sdk: {', '.join(SDKS)}")
     private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
     hub.repos[kind, name] = Repo(kind, name, private, request.user["name"])
+    hub.repos[kind, name].sdk = wanted.get("sdk")
     return Answer.json({"url": url, "name": name})
 
 
@@ -101,12 +105,26 @@ def tag(hub: HubDouble, request: Request, match: re.Match[str]) -> Answer:
     return Answer.json({})
 
 
+def _committable(hub: HubDouble, request: Request, match: re.Match[str]) -> Repo:
+    """Return the repository if the user may commit: writers, and who sees it to a pull request of theirs."""
+    repo, revision = _repo(hub, request, match), unquote(match["revision"])
+    if request.user is None:
+        raise Refused(401, "Invalid username or password.")
+    number = re.fullmatch(r"refs/pr/(\d+)", revision)
+    own = number is not None and int(number[1]) in repo.discussions
+    if own and number is not None and repo.discussions[int(number[1])].author == request.user["name"]:
+        return repo
+    if request.query.get("create_pr") != "1":
+        hub.allowed(request, match["kind"], match["name"], write=True)
+    return repo
+
+
 # --- uploads ---------------------------------------------------------------------------------------------------------
 
 
 @route("POST", API + r"/preupload/(?P<revision>[^/]+)")
 def preupload(hub: HubDouble, request: Request, match: re.Match[str]) -> Answer:
-    repo = _repo(hub, request, match, write=True)
+    repo = _committable(hub, request, match)
     tree = repo.commit_of(unquote(match["revision"])).tree
     endings = re.findall(r"^\*(\.\w+) filter=lfs", (tree[".gitattributes"].content or b"").decode(), re.MULTILINE)
     found = []
@@ -123,15 +141,24 @@ def preupload(hub: HubDouble, request: Request, match: re.Match[str]) -> Answer:
 @route("POST", FILES + r"\.git/info/lfs/objects/batch")
 def lfs_batch(hub: HubDouble, request: Request, match: re.Match[str]) -> Answer:
     kind = next(kind for kind, prefix in PREFIX.items() if prefix == match["prefix"])
-    hub.allowed(request, kind, match["name"], write=True)
-    objects = []
-    for wanted in request.json()["objects"]:
+    hub.allowed(request, kind, match["name"])  # who opens a pull request may bring large files
+    if request.user is None:
+        raise Refused(401, "Invalid username or password.")
+    batch, objects = request.json(), []
+    parts = hub.part_bytes if "multipart" in batch.get("transfers", ()) else None
+    parts = parts if any(parts and wanted["size"] > parts for wanted in batch["objects"]) else None
+    for wanted in batch["objects"]:
         entry: dict[str, Any] = {"oid": wanted["oid"], "size": wanted["size"]}
         if wanted["oid"] not in hub.large:
             place = f"{hub.url}/lfs/{wanted['oid']}"
-            entry["actions"] = {"upload": {"href": place}, "verify": {"href": f"{place}/verify"}}
+            upload: dict[str, Any] = {"href": place}
+            if parts is not None and wanted["size"] > parts:
+                numbers = range(1, -(-wanted["size"] // parts) + 1)
+                header = {f"{number:05d}": f"{place}/part/{number}" for number in numbers}
+                upload = {"href": f"{place}/complete", "header": {"chunk_size": str(parts), **header}}
+            entry["actions"] = {"upload": upload, "verify": {"href": f"{place}/verify"}}
         objects.append(entry)
-    return Answer.json({"transfer": "basic", "objects": objects})
+    return Answer.json({"transfer": "basic" if parts is None else "multipart", "objects": objects})
 
 
 @route("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})")
@@ -153,13 +180,9 @@ def lfs_verify(hub: HubDouble, request: Request, match: re.Match[str]) -> Answer
 
 @route("POST", API + r"/commit/(?P<revision>[^/]+)")
 def commit(hub: HubDouble, request: Request, match: re.Match[str]) -> Answer:
-    repo = _repo(hub, request, match)
+    repo = _committable(hub, request, match)
     revision = unquote(match["revision"])
     wants_pr = request.query.get("create_pr") == "1"
-    if not wants_pr:  # anybody who sees a repository may open pull requests
-        hub.allowed(request, match["kind"], match["name"], write=True)
-    elif request.user is None:
-        raise Refused(401, "Invalid username or password.")
     header: dict[str, Any] = {}
     changes: dict[str, Entry | None] = {}
     for line in request.body.splitlines():
@@ -240,6 +263,10 @@ def paths_info(hub: HubDouble, request: Request, match: re.Match[str]) -> Answer
 def resolve(hub: HubDouble, request: Request, match: re.Match[str]) -> Answer:
     kind = next(kind for kind, prefix in PREFIX.items() if prefix == match["prefix"])
     repo = hub.allowed(request, kind, match["name"])
+    if repo.gated and hub.role(request, repo.name.split("/")[0]) is None:
+        who = None if request.user is None else request.user["name"]
+        if who not in repo.accepted:
+            raise Refused(401 if who is None else 403, f"Access to {repo.name} is restricted", "GatedRepo")
     revision = unquote(match["revision"])
     headers = {"X-Repo-Commit": repo.commit_of(revision).oid}
     entry = repo.entry(revision, unquote(match["path"]))

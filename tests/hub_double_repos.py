@@ -81,6 +81,9 @@ class Repo:
 
     def __init__(self, kind: str, name: str, private: bool, creator: str):
         self.kind, self.name, self.private = kind, name, private
+        self.gated = False  # readers must be in ``accepted``
+        self.accepted: set[str] = set()
+        self.sdk: str | None = None  # of a Space
         self.commits: dict[str, Commit] = {}
         self.refs: dict[str, str] = {}
         self.discussions: dict[int, Discussion] = {}
@@ -208,8 +211,20 @@ class Repo:
             if discussion.is_pull_request:
                 conflicts = [] if discussion.status == "merged" else self.conflicts(discussion)
                 found["changes"] = {"base": MAIN, "mergeCommitId": discussion.merge_commit}
-                found |= {"filesWithConflicts": conflicts, "diff": ""}
+                found |= {"filesWithConflicts": conflicts, "diff": self.diff(discussion)}
         return found
+
+    def diff(self, discussion: Discussion) -> str:
+        """What a pull request changes, as the head lines of a git diff; the Hub sends the changed lines as well."""
+        base = self.commits[discussion.base].tree
+        theirs = self.commit_of(f"refs/pr/{discussion.num}").tree
+        lines = []
+        for path in sorted({*base, *theirs}):
+            if base.get(path) != theirs.get(path):
+                kind = "new file mode 100644\n" if path not in base else ""
+                kind = "deleted file mode 100644\n" if path not in theirs else kind
+                lines.append(f"diff --git a/{path} b/{path}\n{kind}")
+        return "".join(lines)
 
     def info_json(self, revision: str) -> dict[str, Any]:
         commit = self.commit_of(revision)
@@ -219,7 +234,8 @@ class Repo:
             "author": self.name.split("/")[0],
             "sha": commit.oid,
             "private": self.private,
-            "gated": False,
+            "gated": "auto" if self.gated else False,
+            **({"sdk": self.sdk} if self.kind == "space" else {}),
             "disabled": False,
             "downloads": 0,
             "likes": 0,
