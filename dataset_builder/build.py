@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from dataset_builder import assemble, stages
@@ -260,6 +261,7 @@ def _identity(volume: Volume) -> str:
         volume.volume_id, [int(size) for size in volume.image.shape], list(volume.voxel_size), volume.source,
         volume.specimen, sorted(map(str, volume.annotated)), volume.ignore is None, volume.semantic is None,
         volume.published_fold, sorted(volume.provenance.items()),
+        *((name, np.dtype(array.dtype).name) for name, array in sorted(volume.extras.items())),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(declared).encode()).hexdigest()[:16]
 

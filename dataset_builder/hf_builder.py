@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,18 +21,40 @@ import datasets
 from dataset_builder.build import Job, rows
 from dataset_builder.card import DESCRIPTION
 from dataset_builder.records import features
-from dataset_builder.splits import SplitPolicy
+from dataset_builder.split_file import read_split_file
+from dataset_builder.splits import Axes, SplitPolicy
+from dataset_builder.stages import Limits
 from em_bench_eval import __version__
+from em_bench_eval.errors import InputError
 from em_bench_eval.schema import FOLDS
 
 
 @dataclass
 class EmOrganelleWildConfig(datasets.BuilderConfig):  # type: ignore[misc]
-    """Which sources to read, and where their raw data is; see ``em-bench sources``."""
+    """Which sources to read, where their raw data is, and how they are divided; as in ``em-bench build --help``.
+
+    ``splits`` is a ``splits.json`` that is followed exactly; the other rules of the division are then left alone.
+    """
 
     sources: Sequence[str] = ("phantom",)
     raw: str | None = None
     options: dict[str, dict[str, str]] = field(default_factory=dict)  # source -> its options
+    splits: str | None = None
+    axes: Axes | None = None
+    gap_nm: float | None = None
+    held_out: Sequence[str] = ()  # specimen groups
+    max_side: int = Limits.max_side  # pixels; a multiple of 64
+    min_size_nm3: float = Limits.min_size_nm3
+
+    def policy(self) -> SplitPolicy:
+        """Return how volumes are divided; ``InputError`` where ``splits`` and a rule contradict each other."""
+        rules = {"axes": self.axes, "gap_nm": self.gap_nm, "held_out": frozenset(self.held_out) or None}
+        given = {name: value for name, value in rules.items() if value is not None}
+        if self.splits is None:
+            return replace(SplitPolicy(), **given)  # type: ignore[arg-type]
+        if given:
+            raise InputError(f"splits and {', '.join(given)} contradict each other", expected="splits alone, or rules")
+        return read_split_file(Path(self.splits))
 
 
 class EmOrganelleWild(datasets.GeneratorBasedBuilder):  # type: ignore[misc]
@@ -51,10 +73,11 @@ class EmOrganelleWild(datasets.GeneratorBasedBuilder):  # type: ignore[misc]
     def _split_generators(self, dl_manager: Any) -> list[Any]:
         raw = None if self.config.raw is None else Path(self.config.raw)
         jobs = [Job.of(name, raw, self.config.options.get(name, {})) for name in self.config.sources]
-        return [datasets.SplitGenerator(name=fold, gen_kwargs={"jobs": jobs, "fold": fold}) for fold in FOLDS]
+        how = {"policy": self.config.policy(), "limits": Limits(self.config.max_side, self.config.min_size_nm3)}
+        return [datasets.SplitGenerator(name=fold, gen_kwargs={"jobs": jobs, "fold": fold, **how}) for fold in FOLDS]
 
-    def _generate_examples(self, jobs: list[Job], fold: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        chosen = (
-            row for part, row in rows(jobs, SplitPolicy()) if row["fold"] == fold and self.config.name in ("wild", part)
-        )
-        yield from enumerate(chosen)
+    def _generate_examples(
+        self, jobs: list[Job], fold: str, policy: SplitPolicy, limits: Limits
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        every = rows(jobs, policy, limits)
+        yield from enumerate(row for part, row in every if row["fold"] == fold and self.config.name in ("wild", part))

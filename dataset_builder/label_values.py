@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from em_bench_eval.errors import InputError
 from em_bench_eval.opened import whole_numbers
-from em_bench_eval.schema import ORGANELLES, Organelle
+from em_bench_eval.schema import EXTRA_NAME, ORGANELLES, Organelle
 
 BACKGROUND, OTHER, IGNORE, REST = "background", "other", "ignore", "rest"
 TARGETS = (*ORGANELLES, BACKGROUND, OTHER, f"{OTHER}:NAME", IGNORE)
@@ -56,6 +56,16 @@ class ValueMap:
         """Names of the structures outside the five organelles."""
         targets = [target for _, _, target in self.ranges] + [self.rest or ""]
         return tuple(dict.fromkeys(target.partition(":")[2] for target in targets if target.startswith(f"{OTHER}:")))
+
+    def marking(self, structure: str) -> ValueMap:
+        """Return the same values, ``IGNORE`` for those of one other structure and background for the rest.
+
+        ``Lookup.codes`` is then ``IGNORED`` where that structure is.
+        """
+        wanted = f"{OTHER}:{structure}"
+        ranges = tuple((first, last, IGNORE if target == wanted else BACKGROUND) for first, last, target in self.ranges)
+        rest = None if self.rest is None else IGNORE if self.rest == wanted else BACKGROUND
+        return ValueMap(ranges, rest)
 
     @property
     def ignores(self) -> bool:
@@ -145,7 +155,7 @@ def read_table(path: Path) -> tuple[dict[int, str], str]:
 
 def is_target(text: str) -> bool:
     """Tell whether a word may stand for what a value means."""
-    return text in TARGETS or (text.startswith(f"{OTHER}:") and len(text) > len(OTHER) + 1)
+    return text in TARGETS or re.fullmatch(f"{OTHER}:{EXTRA_NAME}", text) is not None
 
 
 def from_table(table: Mapping[int, str]) -> ValueMap:

@@ -134,6 +134,43 @@ def equals(labels: Array3D, value: int) -> Elementwise:
     return Elementwise(functools.partial(np.equal, value), [labels], np.bool_)
 
 
+def at_most(labels: Array3D, value: int) -> Elementwise:
+    """Return the mask of label values up to ``value``."""
+    return Elementwise(functools.partial(np.greater_equal, value), [labels], np.bool_)
+
+
+def inside(mask: Array3D) -> Elementwise:
+    """Return the mask of what is not 0."""
+    return Elementwise(functools.partial(np.not_equal, 0), [mask], np.bool_)
+
+
+def without_value(ids: Array3D, background: int) -> Elementwise:
+    """Return unsigned ids in their own type, with 0 where they are ``background``."""
+    return Elementwise(functools.partial(_zero_at, background), [ids], ids.dtype)
+
+
+def _zero_at(background: int, ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.where(ids == ids.dtype.type(background), ids.dtype.type(0), ids)
+
+
+def named_extras(image: Array3D, found: Mapping[str, tuple[Array3D, str]]) -> tuple[dict[str, Array3D], dict[str, str]]:
+    """Return ``Volume.extras``, and the provenance that says where each is.
+
+    ``found`` holds, by name, an array and its place in the raw data. One of another size than the image is named in the
+    provenance only: an extra is no reason to refuse the volume.
+    """
+    arrays: dict[str, Array3D] = {}
+    places: dict[str, str] = {}
+    for name, (array, place) in found.items():
+        shape = tuple(int(size) for size in array.shape)
+        if shape == tuple(int(size) for size in image.shape):
+            arrays[name] = array
+        else:
+            place += f" (not published: {shape} voxels (z, y, x) are not those of the image)"
+        places[f"extra:{name}"] = place
+    return arrays, places
+
+
 def instance_ids(labels: Array3D, where: str) -> Elementwise:
     """Return published ids as uint32, however they are stored; fractions and negative ids are ``InputError``."""
     return Elementwise(functools.partial(_as_ids, where), [labels], np.uint32)

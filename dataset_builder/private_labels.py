@@ -223,7 +223,9 @@ def _public_part(row: Mapping[str, Any], part: Seen) -> dict[str, Any]:
 
 def _describe_volume(folder: Path, slabs: Slabs, organelle_of: Mapping[int, str]) -> None:
     node = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))["attributes"]
-    about = {name: value for name, value in node["em_organelle_wild"].items() if name != "organelle_of"}
+    # other classes go as well: together they may outline the organelles
+    kept = node["em_organelle_wild"].items()
+    about = {name: value for name, value in kept if name not in ("organelle_of", "extras")}
     about |= {"instances": len(organelle_of), KEY: {"public_slices": [list(slab) for slab in slabs]}}
     if slabs and len(organelle_of) <= LISTED_IN_ATTRIBUTES:
         about["organelle_of"] = {str(id_): organelle for id_, organelle in sorted(organelle_of.items())}
@@ -252,6 +254,7 @@ def _count_in_volumes(dataset: Path, organelle_of: Mapping[str, Mapping[int, str
             if row["volume_id"] in organelle_of:
                 counts = Counter(organelle_of[row["volume_id"]].values())
                 row["instances"] = json.dumps({name: counts[name] for name in json.loads(row["instances"])})
+                row["extras"] = []
         yield pa.Table.from_pylist(listed, table.schema)
 
     _replace(path, rows(), 2**16)

@@ -34,7 +34,8 @@ class Source:
     needs no download) and ``options`` holds every key of ``options``, as strings, with the user's values.
 
     ``extras`` names the published classes that are none of the five organelles. They are no part of ``semantic`` or
-    ``instances``; ``Volume.provenance["extra:<class>"]`` says where in the raw data they are.
+    ``instances``; a volume that has them holds them in ``Volume.extras``, and its provenance says under
+    ``extra:<class>`` where in the raw data they are.
     """
 
     info: SourceInfo

@@ -10,7 +10,7 @@ from typing import get_args
 import yaml
 
 from dataset_builder.source import source_names
-from dataset_builder.spec_files import FileRef, LabelFile, Mask, read_file, read_labels, read_mask
+from dataset_builder.spec_files import Extra, FileRef, LabelFile, Mask, read_extras, read_file, read_labels, read_mask
 from dataset_builder.yaml_check import GAP, At, Checker
 from em_bench_eval.errors import did_you_mean
 from em_bench_eval.schema import (
@@ -37,7 +37,7 @@ SHARED_KEYS = (
     "fold",
     "intensity",
 )
-VOLUME_KEYS = ("id", "image", "labels", "ignore", *SHARED_KEYS)
+VOLUME_KEYS = ("id", "image", "labels", "ignore", "extras", *SHARED_KEYS)
 NANOMETRES = "three numbers [z, y, x] in nm, for example [8, 4, 4]"
 SMALLEST_NM, LARGEST_NM = 0.05, 1e5
 BIBTEX = r"@\w+\{[^,\s]+,.*\}"
@@ -60,6 +60,7 @@ class VolumeSpec:
     image: FileRef
     labels: tuple[LabelFile, ...]
     ignore: Mask | None
+    extras: tuple[Extra, ...]  # structures outside the five, in files of their own
     annotated: Mapping[Organelle, AnnotationType]
     voxel_size: VoxelSize | None
     voxel_size_at: At | None
@@ -154,6 +155,7 @@ def _volume(check: Checker, at: At, given: Mapping[str, At], source: str, modali
         image=read_file(check, given.get("image"), at),
         labels=labels,
         ignore=read_mask(check, given.get("ignore"), at),
+        extras=read_extras(check, given.get("extras"), labels),
         annotated=annotated,
         voxel_size=None if size is None else VoxelSize(*size),
         voxel_size_at=given.get("voxel_size_nm"),

@@ -81,6 +81,7 @@ def _volume(number: int, image: Found | None, labels: list[Found], spec: Path) -
         "    annotated:             # each organelle that was annotated completely, and how:",
         f"      {GAP}: {GAP}         # mito: manual (or refined: a model's, corrected; or model: a model's)",
         "    # ignore: mask.tif      # where it is not 0, nobody annotated; or {path: mask.tif, values: [255]}",
+        "    # extras: {lysosomes: ids.tif, vesicles: {path: classes.tif, values: [4]}}  # beside the five",
         "    # domain: out           # the specimen only tests; in: it trains too",
         "    # fold: test            # a published division: train, validation or test",
         *_intensity(image),

@@ -11,7 +11,7 @@ import yaml
 from dataset_builder.label_values import IGNORE, REST, TARGETS, ValueMap, from_table, is_target, parse_range, read_table
 from dataset_builder.yaml_check import At, Checker
 from em_bench_eval.errors import did_you_mean
-from em_bench_eval.schema import ORGANELLES
+from em_bench_eval.schema import EXTRA_NAME, ORGANELLES
 from em_bench_eval.volume_files import split_location
 from em_bench_eval.volume_io import is_remote
 
@@ -38,6 +38,15 @@ class LabelFile:
 class Mask:
     """Where nobody annotated: voxels with one of ``values``, or (``None``) with any but 0."""
 
+    file: FileRef
+    values: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A structure outside the five organelles in a file: the mask of ``values``, or (``None``) its ids."""
+
+    name: str
     file: FileRef
     values: tuple[int, ...] | None
 
@@ -123,7 +132,7 @@ def _values(check: Checker, at: At, *, instances: bool) -> ValueMap:
         target = check.text(value, expected=f"one of {', '.join(TARGETS)}")
         if target is not None and not is_target(target):
             hint = did_you_mean(target, ORGANELLES)
-            more = f"any other structure is written other:{re.sub(r'[^a-z0-9_]+', '_', target.lower())}"
+            more = f"any other structure is written other:{_folder_name(target.lower().removeprefix('other:'))}"
             check.fail(value, expected=f"one of {', '.join(TARGETS)}", hint=hint + more)
         if key.node.value == REST:
             rest = target
@@ -149,6 +158,28 @@ def _table(check: Checker, at: At, text: str) -> ValueMap:
     if fault:
         check.fail(at, found=f"{text}, {fault}", expected=f"{expected}; organelle is one of {', '.join(TARGETS)}")
     return from_table(table)
+
+
+def _folder_name(text: str) -> str:
+    return re.sub(r"[^a-z0-9_]+", "_", text).strip("_") or "name"
+
+
+def read_extras(check: Checker, at: At | None, labels: tuple[LabelFile, ...]) -> tuple[Extra, ...]:
+    """Read ``{NAME: PATH}`` (ids, or a mask) and ``{NAME: {path: PATH, values: [3]}}``: structures beside the five."""
+    found: list[Extra] = []
+    named = {name for label in labels for name in label.values.others}
+    for key, value in check.entries(at) if at is not None else []:
+        name = str(key.node.value)
+        if name in ORGANELLES or re.fullmatch(EXTRA_NAME, name) is None:
+            expected = "a name of letters, digits, '-' and '_' that is none of the five organelles"
+            check.fail(key, found=repr(name), expected=expected, hint="organelles belong into labels")
+        elif name in named:
+            check.fail(key, found=f"{name}, which labels has too, as other:{name}", expected="it once")
+        else:
+            mask = read_mask(check, value, value)
+            assert mask is not None, "there is a value"
+            found.append(Extra(name, mask.file, mask.values))
+    return tuple(found)
 
 
 def read_mask(check: Checker, at: At | None, otherwise: At) -> Mask | None:

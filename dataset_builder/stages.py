@@ -6,7 +6,7 @@
     copy_classes     semantic labels    source -> work/classes                  for what cannot
     label_volume     instances          work/classes -> work/ids.zarr           (lpa.label_zarr resumes by itself)
     count_specks     sizes              -> work/names.npz                only with a smallest size
-    store_box        image, labels      -> <volume>.zarr level 0, rows along z, instance table
+    store_box        image, labels      -> <volume>.zarr level 0 (extras too), rows along z, instance table
     reduce_box       pyramid            level n - 1 -> level n
     cross_box        rows along y and x <volume>.zarr -> rows
 
@@ -39,7 +39,7 @@ from dataset_builder.numbering import IdTable, Plane
 from dataset_builder.records import Slice, Voxels, image_of, planes_of, rows_of, slice_of
 from dataset_builder.shards import write_part
 from dataset_builder.splits import SplitPolicy
-from dataset_builder.volumes import IMAGE, Pyramids, create_array, open_array
+from dataset_builder.volumes import IMAGE, Pyramids, create_array, extra_group, open_array, stored_dtype
 from em_bench_eval.schema import ORGANELLES, Axis, Fold, SourceInfo, Volume
 from lpa.plan import write_whole
 
@@ -77,7 +77,9 @@ class Blueprint:
         """The published arrays."""
         volume = self.volume
         shape, ignore = volume.image.shape, volume.ignore is not None
-        return Pyramids(self.zarr, self.work / DRAFTS, shape, tuple(volume.voxel_size), self.limits.max_side, ignore)
+        extras = {name: array.dtype for name, array in volume.extras.items()}
+        drafts, side = self.work / DRAFTS, self.limits.max_side
+        return Pyramids(self.zarr, drafts, shape, tuple(volume.voxel_size), side, ignore, extras)
 
     @property
     def voxels(self) -> int:
@@ -238,13 +240,23 @@ def store_box(task: Task, labels: Labels | None = None) -> dict[str, Any]:
     pyramids.store("labels/semantic", task.box, voxels.classes)
     if voxels.ignore is not None:
         pyramids.store("labels/ignore", task.box, voxels.ignore.view(np.uint8))
-    return _write_rows(task, voxels, with_table=True)
+    result = _write_rows(task, voxels, with_table=True)
+    del voxels  # ids of an extra may take eight bytes a voxel
+    _store_extras(task)
+    return result
+
+
+def _store_extras(task: Task) -> None:
+    """Store one box of every structure outside the five, one after the other."""
+    for name, array in task.blueprint.volume.extras.items():
+        values = np.asarray(array[task.box])
+        task.blueprint.pyramids.store(extra_group(name), task.box, values.astype(stored_dtype(array.dtype), copy=False))
 
 
 def cross_box(task: Task) -> dict[str, Any]:
     """Read one box of the published volume and write its rows along y or x."""
     pyramids = task.blueprint.pyramids
-    image, ids, classes, *ignore = (pyramids.read(group, 0, task.box) for group in pyramids.groups)
+    image, ids, classes, *ignore = (pyramids.read(group, 0, task.box) for group in pyramids.row_groups)
     return _write_rows(task, Voxels(image, ids, classes, ignore[0].astype(bool) if ignore else None))
 
 

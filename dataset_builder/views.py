@@ -127,6 +127,30 @@ class Ignored:
         return np.asarray(np.logical_or.reduce(regions))
 
 
+@dataclass(frozen=True)
+class Named:
+    """A structure outside the five organelles, where ``Lookup.codes`` of files are ``IGNORED`` (``ValueMap.marking``).
+
+    A mask where any of the files has it; or, if ``dtype`` is no bool, the ids of the only one.
+    """
+
+    files: Sequence[tuple[Opened, Lookup]]
+    dtype: np.dtype[Any]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Size as ``(z, y, x)``."""
+        return self.files[0][0].shape
+
+    def __getitem__(self, index: Any, /) -> npt.NDArray[Any]:
+        if self.dtype.kind == "b":
+            masks = [lookup.codes(opened[index]) == IGNORED for opened, lookup in self.files]
+            return np.asarray(np.logical_or.reduce(masks))
+        opened, lookup = self.files[0]
+        ids = whole_numbers(opened[index], lookup.where)
+        return np.where(lookup.codes(ids) == IGNORED, ids, 0).astype(self.dtype)
+
+
 def boxes(volume: Array3D, voxels: int = BOX_VOXELS) -> Iterator[Box]:
     """Cut a volume into boxes of about ``voxels``, in whole chunks as far as these are smaller."""
     shape = volume.shape

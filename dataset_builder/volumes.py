@@ -7,6 +7,7 @@
         labels/instances/s0, s1, ...    instance ids of the volume
         labels/semantic/s0, s1, ...     Organelle.label_id
         labels/ignore/s0, s1, ...       1 = nobody annotated this voxel; only where there is such a region
+        labels/extra/NAME/s0, s1, ...   ids of a structure outside the five, or 1 for its mask; only where published
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 from dataset_builder.columns import Column, Many
 from dataset_builder.layout import Box, Layout, layout_of
-from dataset_builder.pyramid import any_of, average, commonest, levels_of
+from dataset_builder.pyramid import Factors, any_of, average, commonest, levels_of
 from em_bench_eval.schema import Organelle, SourceInfo, Volume
 from lpa.ome_zarr import array_metadata, full_disk_is_os_error, write_group
 
@@ -36,9 +37,11 @@ COLUMNS: dict[str, Column] = {
     **dict.fromkeys(("source", "specimen", "domain", "cell_type", "modality"), "string"),
     "has_image": "bool",
     "annotated": Many("string"),
+    "extras": Many("string"),
     **dict.fromkeys(("instances", "licence", "citation"), "string"),
 }
 REDUCE = {IMAGE: average, "labels/instances": commonest, "labels/semantic": commonest, "labels/ignore": any_of}
+EXTRA = "labels/extra"  # one group for each structure outside the five
 
 
 class Pyramids:
@@ -56,6 +59,7 @@ class Pyramids:
         voxel_size_nm: Sequence[float],
         max_side: int,
         ignore: bool,
+        extras: Mapping[str, npt.DTypeLike] | None = None,
     ):
         self.folder, self._drafts = folder, drafts
         self._voxel_size_nm = [float(nm) for nm in voxel_size_nm]
@@ -64,13 +68,15 @@ class Pyramids:
         for factors in self.factors:
             size = self.layouts[-1].shape
             self.layouts.append(layout_of([edge // by for edge, by in zip(size, factors, strict=True)], max_side))
-        self.groups = [name for name in REDUCE if ignore or name != "labels/ignore"]
+        self.row_groups = [name for name in REDUCE if ignore or name != "labels/ignore"]  # what rows are made of
+        self._extras = {extra_group(name): stored_dtype(of) for name, of in sorted((extras or {}).items())}
+        self.groups = [*self.row_groups, *self._extras]
 
     def create(self, id_dtype: npt.DTypeLike) -> None:
         """Make all arrays; those that are there already stay as they are."""
         for group in self.groups:
             for level, layout in enumerate(self.layouts):
-                dtype = id_dtype if group == "labels/instances" else np.uint8
+                dtype = id_dtype if group == "labels/instances" else self._extras.get(group, np.uint8)
                 create_array(self.folder / group / f"s{level}", layout, dtype)
                 if level == 1:  # a box of level 0 is a chunk
                     fine = zip(self.layouts[0].shard, self.factors[0], strict=True)
@@ -83,7 +89,7 @@ class Pyramids:
         if self.factors:
             step = max(2, self.layouts[0].chunk[0] // 8 * 2)  # slices at a time, even
             pieces = [values[z : z + step] for z in range(0, len(values), step)]
-            coarse = np.concatenate([REDUCE[group](piece, self.factors[0]) for piece in pieces])
+            coarse = np.concatenate([reduced(group, piece, self.factors[0]) for piece in pieces])
             corner = [side.start // factor for side, factor in zip(box, self.factors[0], strict=True)]
             z, y, x = (slice(start, start + edge) for start, edge in zip(corner, coarse.shape, strict=True))
             if coarse.size:
@@ -106,13 +112,13 @@ class Pyramids:
         factors = self.factors[level - 1]
         layout = self.layouts[level]
         source = open_array(self.folder / group / f"s{level - 1}")
-        reduced = []
+        pieces = []
         step = max(1, layout.chunk[0] // 4)
         for start in range(box[0].start, box[0].stop, step):
             part = (slice(start, min(start + step, box[0].stop)), *box[1:])
             fine = tuple(slice(side.start * by, side.stop * by) for side, by in zip(part, factors, strict=True))
-            reduced.append(REDUCE[group](np.asarray(source[fine].read().result()), factors))
-        return self._write(self.folder / group / f"s{level}", box, np.concatenate(reduced))
+            pieces.append(reduced(group, np.asarray(source[fine].read().result()), factors))
+        return self._write(self.folder / group / f"s{level}", box, np.concatenate(pieces))
 
     def describe(self, volume: Volume, info: SourceInfo, organelle_of: Mapping[int, Organelle]) -> None:
         """Write the attributes of all groups; who the voxels belong to is in ``em_organelle_wild``."""
@@ -124,12 +130,16 @@ class Pyramids:
             "instances": len(organelle_of),
             "provenance": dict(volume.provenance),
         }
+        if volume.extras:
+            about["extras"] = sorted(volume.extras)
         if len(organelle_of) <= LISTED_IN_ATTRIBUTES:
             about["organelle_of"] = {str(id_): str(organelle) for id_, organelle in sorted(organelle_of.items())}
         ome = {"version": "0.5", "multiscales": [self._multiscales(volume.volume_id)]}
         write_group(self.folder, {"ome": ome, "em_organelle_wild": about})
         names = [group.partition("/")[2] for group in self.groups if group != IMAGE]
         write_group(self.folder / "labels", {"ome": {"version": "0.5", "labels": names}})
+        if self._extras:
+            write_group(self.folder / EXTRA, {})
         for name in names:
             of_labels = {"version": "0.5", "multiscales": [self._multiscales(name)], "image-label": {}}
             write_group(self.folder / "labels" / name, {"ome": of_labels})
@@ -147,6 +157,21 @@ class Pyramids:
             datasets.append({"path": f"s{level}", "coordinateTransformations": transforms})
         axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
         return {"name": name, "axes": axes, "datasets": datasets}
+
+
+def extra_group(name: str) -> str:
+    """Return the group of a structure outside the five."""
+    return f"{EXTRA}/{name}"
+
+
+def stored_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """Return the type in which an extra is stored: masks as 0 and 1."""
+    return np.dtype(np.uint8) if np.dtype(dtype).kind == "b" else np.dtype(dtype).newbyteorder("=")
+
+
+def reduced(group: str, values: npt.NDArray[Any], factors: Factors) -> npt.NDArray[Any]:
+    """Reduce a box of a group by ``factors``; extras as instances are."""
+    return REDUCE[group if group in REDUCE else "labels/instances"](values, factors)
 
 
 def create_array(path: Path, layout: Layout, dtype: npt.DTypeLike) -> None:
@@ -185,6 +210,7 @@ def volume_row(
         "modality": volume.modality,
         "has_image": volume.has_image,
         "annotated": [str(organelle) for organelle in Organelle if organelle in volume.annotated],
+        "extras": sorted(volume.extras),
         "instances": json.dumps({str(organelle): counts.get(str(organelle), 0) for organelle in Organelle}),
         "licence": info.licence,
         "citation": info.citation,

@@ -95,7 +95,11 @@ def sendable(volume: Volume, work: Path, boxes: Iterable[Box]) -> Volume:
         array = getattr(volume, name)
         if array is not None and not _can_be_sent(array):
             arrays[name] = _copy(array, work / f"{name}.npy", boxes)
-    return replace(volume, **arrays)
+    extras = {
+        name: array if _can_be_sent(array) else _copy(array, work / f"extra-{name}.npy", boxes)
+        for name, array in volume.extras.items()
+    }
+    return replace(volume, extras=extras, **arrays)
 
 
 def _can_be_sent(array: Array3D) -> bool:

@@ -7,6 +7,7 @@ Nothing here imports anything but numpy.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -22,6 +23,7 @@ AnnotationType = Literal["manual", "manual+lpa", "refined", "refined+lpa", "mode
 
 FOLDS: tuple[Fold, ...] = ("train", "validation", "test")
 DOMAINS: tuple[Domain, ...] = ("in", "out")
+EXTRA_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # of a structure outside the five: it names a folder
 TARGET_PIXEL_SIZE_NM = 8.0  # Scale Alignment (paper, section 4.1)
 
 
@@ -118,6 +120,7 @@ class Volume:
     """One acquisition: a lazy image, its labels, its voxel size and where it comes from.
 
     Either ``instances`` (with ``organelle_of``) or ``semantic`` is given; semantic labels become instances by ``lpa``.
+    ``extras`` holds what else is labelled: published beside the five organelles, never trained on, counted or scored.
     """
 
     volume_id: str  # unique in the dataset; letters, digits, "-", "_" and "."
@@ -136,6 +139,7 @@ class Volume:
     published_fold: Fold | None = None  # the source's own train/test division, where it has one
     provenance: Mapping[str, str] = field(default_factory=dict)
     has_image: bool = True  # False: only labels are published; ``image`` is a constant that nobody should learn from
+    extras: Mapping[str, Array3D] = field(default_factory=dict)  # (z, y, x) masks (bool) or unsigned ids, 0 = not it
 
     def __post_init__(self) -> None:
         if (self.semantic is None) == (self.instances is None):
@@ -144,6 +148,12 @@ class Volume:
             array = getattr(self, name)
             if array is not None and tuple(array.shape) != tuple(self.image.shape):
                 raise ValueError(f"{self.volume_id}: {name} is {array.shape}, the image is {self.image.shape}")
+        for name, array in self.extras.items():
+            if not re.fullmatch(EXTRA_NAME, name):
+                raise ValueError(f"{self.volume_id}: an extra is called {name!r}, which is no name of a folder")
+            if tuple(array.shape) != tuple(self.image.shape) or np.dtype(array.dtype).kind not in "bu":
+                found = f"{array.dtype} {tuple(array.shape)}"
+                raise ValueError(f"{self.volume_id}: extra {name} is {found}, not a mask or ids of the image's shape")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import datasets
 import fake
@@ -26,12 +27,14 @@ from PIL import Image
 
 from dataset_builder import build as build_module
 from dataset_builder.build import Job, build
+from dataset_builder.build import rows as rows_of
 from dataset_builder.hf_builder import EmOrganelleWild
 from dataset_builder.instances import instances_of
 from dataset_builder.numbering import number_plane
 from dataset_builder.records import class_table, features
 from dataset_builder.source import load_source
 from dataset_builder.splits import SplitPolicy
+from dataset_builder.stages import Limits
 from em_bench_eval.cli import main
 from em_bench_eval.errors import InputError
 from em_bench_eval.rows import decode_row, open_rows
@@ -173,6 +176,37 @@ def test_installed_builder_yields_the_same_rows(tiny_dataset: Path, tiny_raw: Pa
             other = names[row["volume_id"] + str(row["slice"])]
             assert row["image"]["bytes"] == other["image"]["bytes"]
             assert {**row, "image": 0} == {**other, "image": 0}
+
+
+def test_the_installed_builder_divides_and_cuts_as_it_is_told(
+    tiny_dataset: Path, tiny_raw: Path, tmp_path: Path
+) -> None:
+    def made(name: str, **settings: Any) -> list[tuple[Any, ...]]:
+        builder = EmOrganelleWild(
+            cache_dir=str(tmp_path / name), config_name="wild", sources=["lucchipp"], raw=str(tiny_raw), **settings
+        )
+        builder.download_and_prepare()
+        columns = ("volume_id", "axis", "slice", "fold", "offset")
+        return [
+            tuple(map(str, values))
+            for fold, split in builder.info.splits.items()
+            if split.num_examples  # datasets reads no empty split
+            for values in zip(*(builder.as_dataset(split=fold)[column] for column in columns), strict=True)
+        ]
+
+    def built(policy: SplitPolicy, limits: Limits | None = None) -> list[tuple[Any, ...]]:
+        found = [row for _, row in rows_of([Job.of("lucchipp", tiny_raw, {})], policy, limits)]
+        listed = [tuple(str(row[name]) for name in ("volume_id", "axis", "slice", "fold", "offset")) for row in found]
+        return sorted(listed)
+
+    everything = made("all", axes="all", gap_nm=20.0, max_side=64)
+    assert sorted(everything) == built(SplitPolicy(axes="all", gap_nm=20.0), Limits(max_side=64))
+    held = made("held", held_out=["lucchi-ca1-hippocampus"])
+    assert sorted(held) == built(SplitPolicy(held_out=frozenset({"lucchi-ca1-hippocampus"})))
+    published = made("splits", splits=str(tiny_dataset / "splits.json"))
+    assert sorted(published) == built(SplitPolicy())
+    with pytest.raises(InputError, match="splits and gap_nm contradict"):
+        EmOrganelleWild(splits="x.json", gap_nm=1.0, cache_dir=str(tmp_path)).config.policy()
 
 
 def test_a_second_build_is_byte_identical(tiny_dataset: Path, tiny_raw: Path, tmp_path: Path) -> None:

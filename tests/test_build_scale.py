@@ -17,6 +17,7 @@ import fake
 import numpy as np
 import pyarrow as pa
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_build import digest, leftovers
@@ -94,6 +95,65 @@ def test_building_in_boxes_or_at_once_or_by_two_processes_gives_the_same_bytes(t
     published = datasets.load_dataset(str(tmp_path / "whole"), split="wild")
     assert len(listed) == len(published)
     assert leftovers(tmp_path) == []
+
+
+class HeldHere:
+    """An array that cannot be sent to another process."""
+
+    def __init__(self, array: np.ndarray):
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+        self.unsendable = lambda: None
+
+    def __getitem__(self, index: object) -> np.ndarray:
+        return np.asarray(self.array[index])  # type: ignore[index]
+
+
+def test_structures_outside_the_five_are_published_beside_them(tmp_path: Path) -> None:
+    shape = (40, 136, 264)
+    vesicles = fake.blobs(shape, 7)
+    neurons = (np.arange(np.prod(shape), dtype=np.uint64).reshape(shape) // 1000 % 5) << np.uint64(40)
+    extras = {"vesicles": vesicles, "neurons": HeldHere(neurons.astype(">u8"))}
+    with_extras, without = job(made(shape, extras=extras)), job(made(shape))
+    limits = Limits(max_side=128, in_memory_voxels=0, label_block=64)
+    build([with_extras], tmp_path / "whole", EVERYWHERE, Limits(max_side=128))
+    build([with_extras], tmp_path / "boxes", EVERYWHERE, limits, workers=2)
+    expected = digest(tmp_path / "whole")
+    assert digest(tmp_path / "boxes") == expected
+    listed = datasets.load_dataset(str(tmp_path / "whole"), "volumes", split="volumes")
+    assert listed["extras"] == [["neurons", "vesicles"]]
+
+    folder = tmp_path / "whole" / listed[0]["zarr"]
+    group = zarr.open(str(folder))
+    for name, array in (("vesicles", vesicles.astype(np.uint8)), ("neurons", neurons)):
+        stored = group[f"labels/extra/{name}"]
+        np.testing.assert_array_equal(stored["s0"][:], array)
+        assert stored["s0"].dtype == array.dtype
+        np.testing.assert_array_equal(stored["s1"][:], commonest(array, (2, 2, 2)))
+        scales = stored.attrs["ome"]["multiscales"][0]["datasets"]
+        assert scales == group["labels/instances"].attrs["ome"]["multiscales"][0]["datasets"]
+    assert group["labels"].attrs["ome"]["labels"] == ["instances", "semantic", "extra/neurons", "extra/vesicles"]
+    assert group.attrs["em_organelle_wild"]["extras"] == ["neurons", "vesicles"]
+
+    build([without], tmp_path / "without", EVERYWHERE, Limits(max_side=128))
+    plain = digest(tmp_path / "without")
+    changed = {name for name in expected if plain.get(name) != expected[name]}
+    of_volume = folder.relative_to(tmp_path / "whole").as_posix()
+    own = {f"{of_volume}/zarr.json", f"{of_volume}/labels/zarr.json", "volumes.parquet", "README.md"}
+    assert own <= changed
+    assert all(name in own or name.startswith(f"{of_volume}/labels/extra/") for name in changed), "rows are the same"
+
+
+def test_an_extra_must_be_labels_on_the_grid_with_a_plain_name() -> None:
+    shape = (4, 8, 8)
+    faults = {
+        "a/b": np.zeros(shape, bool),
+        "float": np.zeros(shape),
+        "signed": np.zeros(shape, np.int16),
+        "small": np.zeros((4, 8, 4), bool),
+    }
+    for name, array in faults.items():
+        with pytest.raises(ValueError, match=f"extra.*{name}"):
+            made(shape, extras={name: array})
 
 
 def test_a_dask_cluster_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -307,12 +307,16 @@ def test_lysosomes_are_endosomes_only_if_asked(tmp_path: Path) -> None:
     mask, _ = sampled(replica.mask_of("lyso"), [sorted(axis) for axis in centres_of(WORLD)], WORLD)
     np.testing.assert_array_equal(gained, mask)
     assert gained.any()
+    np.testing.assert_array_equal(np.asarray(apart.extras["lyso"][:]) > 0, mask)
+    np.testing.assert_array_equal(np.asarray(apart.extras["lyso"][2:5, 3, 4:9]) > 0, mask[2:5, 3, 4:9])
+    assert not together.extras
 
 
 def test_other_classes_are_named_but_no_organelles(tmp_path: Path) -> None:
     volume = crop_with(tmp_path, [*GROUPS, "cell"], list(GROUPS))
     extras = {key: value.rpartition("/groundtruth/")[2] for key, value in volume.provenance.items() if "extra:" in key}
     assert extras == {"extra:lyso": "crop9/lyso", "extra:cell": "crop9/cell"}
+    assert set(volume.extras) == {"lyso"}, "the array of cells is not there"
     assert "extra:lyso" not in one(tmp_path, lyso="endo").provenance
     assert set(classes.EXTRAS) == set(load_source("openorganelle").extras)
 

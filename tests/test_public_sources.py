@@ -130,6 +130,11 @@ def test_a_replica_gives_the_organelles_voxel_sizes_specimens_and_folds_of_the_s
                 np.testing.assert_array_equal(np.asarray(array[0:1, 3:9]), whole[0:1, 3:9])
         named = {key.removeprefix("extra:") for key in volume.provenance if key.startswith("extra:")}
         assert named <= set(extras)
+        assert set(volume.extras) == named
+        for extra in volume.extras.values():
+            whole = np.asarray(extra[:])
+            assert whole.dtype == extra.dtype
+            np.testing.assert_array_equal(np.asarray(extra[0:1, 3:9, 4:7]), whole[0:1, 3:9, 4:7])
         copy = pickle.loads(pickle.dumps(volume))  # volumes go to other processes
         np.testing.assert_array_equal(np.asarray(copy.image[:]), image)
 
@@ -209,6 +214,38 @@ def test_guay_maps_mitochondria_only_and_ignores_what_is_outside_of_the_cells(tm
     np.testing.assert_array_equal(np.asarray(volume.ignore[:]), labels == 0)
     assert volume.provenance["extra:dense_granule_core"] == "train-labels.tif == 6"
     assert "intensity_window" in window_of(volume).provenance(), "signed 16 bit images are windowed on record"
+
+
+def test_what_is_outside_of_the_five_comes_as_it_was_published(tmp_path: Path) -> None:
+    cell, *_ = replica("betaseg", tmp_path)
+    np.testing.assert_array_equal(np.asarray(cell.extras["granules"][:]), replicas.instances(20))
+    assert np.asarray(cell.extras["membrane_full_mask"][:]).all()
+    sample, *_ = replica("cremi", tmp_path)
+    clefts = np.asarray(sample.extras["clefts"][:])
+    np.testing.assert_array_equal(clefts, np.where(fake.blobs(replicas.SHAPE, 10, 0.05), 7, 0))
+    assert clefts.dtype == np.uint64, "as large as its ids"
+    np.testing.assert_array_equal(np.asarray(sample.extras["neuron_ids"][:]), replicas.instances(0))
+    platelets, *_ = replica("guay_platelets", tmp_path)
+    labels = tifffile.imread(tmp_path / "guay_platelets" / "train-labels.tif")
+    for name, value in (("cell", 1), ("alpha_granule", 3), ("dense_granule_core", 6)):
+        np.testing.assert_array_equal(np.asarray(platelets.extras[name][:]), labels == value)
+    images = {volume.volume_id: volume for volume in replica("perez", tmp_path, nucleoli_nm="7.6")}
+    mask = fake.blobs((1, 40, 48), 301)
+    np.testing.assert_array_equal(np.asarray(images["perez-nucleoli-train-001"].extras["nucleoli"][:]), mask)
+    assert not images["perez-nuclei-train-001"].extras
+    block, *_ = replica("urocell", tmp_path)
+    np.testing.assert_array_equal(np.asarray(block.extras["fv"][:]), replicas.instances(20, (16, 64, 32)))
+
+
+def test_an_extra_off_the_grid_or_missing_is_no_reason_to_refuse_a_volume(tmp_path: Path) -> None:
+    folder = replicas.betaseg(tmp_path) / "download" / "high_c1"
+    tifffile.imwrite(folder / "high_c1_granules.tif", np.ones((6, 20, 24), np.uint16))
+    (folder / "high_c1_microtubules.tif").unlink()
+    cell, other = volumes_of("betaseg", tmp_path)
+    assert set(cell.extras) == {"centrioles", "membrane_full_mask"}
+    assert "not published: (6, 20, 24) voxels" in cell.provenance["extra:granules"]
+    assert "extra:microtubules" not in cell.provenance
+    assert len(other.extras) == 4
 
 
 def test_kasthuri_ignores_the_empty_area_and_takes_white_for_mitochondria(tmp_path: Path) -> None:
@@ -421,5 +458,6 @@ def test_labels_alone_make_a_dataset_of_volumes(tmp_path: Path) -> None:
     rows = load_dataset(str(out), split="volumes")
     assert len(rows) == 3
     assert not any(rows["has_image"])
+    assert rows["extras"] == [["fv", "lyso"], [], ["fv", "lyso"]]
     first = tmp_path / "labels-only" / rows[0]["zarr"]
     assert np.asarray(open_volume(first / "labels" / "instances")[:]).any()

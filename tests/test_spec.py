@@ -248,6 +248,48 @@ def with_labels(labels: str, annotated: str = "{mito: manual}", more: str = "") 
     return f"{head}    labels: {labels}\n    annotated: {annotated}\n{more}"
 
 
+def test_structures_outside_the_five_come_from_values_and_from_files_of_their_own(lab: Path) -> None:
+    (lab / "ids.csv").write_text("id,organelle\n10-20,mito\n30-40,other:vesicle\n50-60,other\n")
+    classes = "{path: classes.tif, values: {3: other:lysosome, rest: other}}"
+    text = with_labels(f"[{{path: ids.tif, instances: ids.csv}}, {classes}]")
+    more = "{granule: ids.tif, cell: {path: classes.tif, values: [1, 2]}, spot: {path: mask.tif}}"
+    tifffile.imwrite(lab / "mask.tif", CLASSES == 2)
+    found = volume(lab, f"{text}    extras: {more}\n")
+    expected = {
+        "vesicle": np.where(np.isin(IDS, (30, 40)), IDS, 0),
+        "lysosome": CLASSES == 3,
+        "granule": IDS,
+        "cell": np.isin(CLASSES, (1, 2)),
+        "spot": CLASSES == 2,
+    }
+    assert set(found.extras) == set(expected)
+    for name, array in expected.items():
+        extra = pickle.loads(pickle.dumps(found.extras[name]))
+        assert extra.dtype.kind in "bu"
+        np.testing.assert_array_equal(extra[:], array)
+        np.testing.assert_array_equal(extra[1:3, 4:9, 5], array[1:3, 4:9, 5])
+    assert found.instances is not None
+    np.testing.assert_array_equal(found.instances[:] > 0, np.isin(IDS, (10, 20)))
+    assert found.provenance["extra:cell"] == "classes.tif: 1, 2"
+    assert set(declared(lab, f"{text}    extras: {more}\n").extras) == set(expected)
+
+
+@pytest.mark.parametrize(
+    ("extras", "message"),
+    [
+        ("{mito: ids.tif}", "organelles belong into labels"),
+        ("{a b: ids.tif}", "'a b'"),
+        ("{lysosome: ids.tif}", "other:lysosome"),
+        ("{granule: nowhere.tif}", "no such file"),
+        ("{granule: small.tif}", "as the image has"),
+        ("[granule]", "keys and values"),
+    ],
+)
+def test_faults_of_extras_are_told(extras: str, message: str, lab: Path) -> None:
+    tifffile.imwrite(lab / "small.tif", CLASSES[:3], photometric="minisblack")
+    assert message in fault(lab, f"{SPEC}    extras: {extras}\n")
+
+
 def test_one_instance_file_keeps_its_ids(lab: Path) -> None:
     found = volume(lab, with_labels("{path: ids.tif, instances: mito}"))
     assert found.instances is not None

@@ -11,6 +11,7 @@ from dataset_builder.openorganelle.images import MEASURED_VOXELS, EmImage, Gray,
 from dataset_builder.openorganelle.labels import (
     PARTIAL,
     Composition,
+    Extra,
     Ignore,
     Instances,
     Semantic,
@@ -66,6 +67,7 @@ def volume_of(store: Store, plan: Plan, options: Options) -> Volume:
         organelle_of={} if instances is None else instances.organelle_of,
         ignore=Ignore(composition, image, without_ids) if ignored else None,
         provenance=_provenance(store, plan, options, gray, survey, composition, with_ids),
+        extras={part.structure: Extra(part, plan.grid) for part in plan.extras},
     )
 
 

@@ -62,14 +62,24 @@ class Part:
         return re.sub(r"/s\d+$", "", self.layer.key).rpartition("/")[2]
 
     def read(self, grid: Grid, box: Box) -> Reading:
-        """Read a box of ``grid``: for each voxel the stored voxel that holds its centre."""
+        """Read a box of ``grid``."""
+        values, unknown = self.sampled(grid, box)
+        if values is None or (0 in self.encoding.absent and not values.any()):
+            return Reading(None, None, unknown)
+        classes = self._classes(values)
+        if unknown is not None:
+            classes[unknown] = 0
+        return Reading(values, classes, unknown)
+
+    def sampled(self, grid: Grid, box: Box) -> tuple[npt.NDArray[Any] | None, npt.NDArray[np.bool_] | None]:
+        """Return for each voxel of a box of ``grid`` the stored voxel that holds its centre, and what is unknown."""
         shape = tuple(side.stop - side.start for side in box)
         lookup, inside, ranges = [], [], []
         for axis, side, own in zip(grid.axes, box, self.layer.grid.axes, strict=True):
             nearest = own.nearest(axis.centres_nm(side))
             covered = np.flatnonzero((nearest >= 0) & (nearest < own.size))
             if not len(covered):
-                return Reading(None, None, np.ones(shape, bool))
+                return None, np.ones(shape, bool)
             nearest = nearest[covered]
             low, high = int(nearest[0]), int(nearest[-1]) + 1
             inside.append(slice(int(covered[0]), int(covered[-1]) + 1))
@@ -87,12 +97,7 @@ class Part:
             values[here] = stored
             unknown, stored_unknown = np.ones(shape, bool), unknown
             unknown[here] = False if stored_unknown is None else stored_unknown
-        if 0 in self.encoding.absent and not values.any():
-            return Reading(None, None, unknown)
-        classes = self._classes(values)
-        if unknown is not None:
-            classes[unknown] = 0
-        return Reading(values, classes, unknown)
+        return values, unknown
 
     def _classes(self, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         if self.table is not None:
@@ -252,6 +257,22 @@ class Instances(Lazy3D):
             if table is not None:
                 ids[claim.takes] = table[claim.values[claim.takes]]
         return ids
+
+
+class Extra(Lazy3D):
+    """The values of one array of a structure outside the five on a volume's grid, 0 where it is absent or unknown."""
+
+    def __init__(self, part: Part, grid: Grid):
+        self.shape, self.dtype = grid.shape, np.dtype(f"uint{8 * part.layer.dtype.itemsize}")
+        self._part, self._grid = part, grid
+
+    def read(self, box: Box) -> npt.NDArray[Any]:
+        """Read a box."""
+        values, unknown = self._part.sampled(self._grid, box)
+        if values is None:
+            return np.zeros([side.stop - side.start for side in box], self.dtype)
+        nothing = _any_of(values, self._part.encoding.absent)
+        return np.where(nothing if unknown is None else nothing | unknown, 0, values).astype(self.dtype)
 
 
 class Ignore(Lazy3D):

@@ -39,11 +39,14 @@ class Plan:
     image_stored: Stored
     labels_stored: tuple[Stored, ...]  # parallel to ``parts``
     notes: Mapping[str, str] = field(default_factory=dict)  # for the provenance
+    extras: tuple[Part, ...] = ()  # structures outside the five
+    extras_stored: tuple[Stored, ...] = ()  # parallel to ``extras``
 
     @property
     def stored_bytes(self) -> int:
         """Compressed bytes of all chunks that are needed; each is fetched once while it is kept."""
-        return self.image_stored.stored_bytes + sum(stored.stored_bytes for stored in self.labels_stored)
+        labels = (*self.labels_stored, *self.extras_stored)
+        return self.image_stored.stored_bytes + sum(stored.stored_bytes for stored in labels)
 
     @property
     def voxels(self) -> int:
@@ -54,7 +57,7 @@ class Plan:
 def plan_crop(store: Store, found: Found, key: str, options: Options) -> Plan | str:
     """Plan one ground-truth crop; or say why it makes no volume."""
     crop = read_crop(store, found, key)
-    parts, notes = _parts_of_crop(store, found, crop, options)
+    parts, extras, notes = _parts_of_crop(store, found, crop, options)
     if not parts:
         return f"none of the organelles is annotated, only {', '.join(crop.annotated) or 'nothing'}"
     pyramid = _image(store, found, options)
@@ -75,7 +78,10 @@ def plan_crop(store: Store, found: Found, key: str, options: Options) -> Plan | 
     own = {part.organelle for part in parts if part.organelle is not None}
     annotation: dict[Organelle, AnnotationType] = {o: "manual" for o in Organelle if o in own}
     stored = _stored(store, image, parts, grid)
-    return Plan(crop.name.lower(), found, grid, image, pyramid, tuple(parts), annotation, *stored, notes)
+    of_extras = tuple(part.layer.check(_needed(part.layer.grid, grid), MOST_CHECKED) for part in extras)
+    described = tuple(parts), annotation, *stored, notes
+    name = crop.name.lower()
+    return Plan(name, found, grid, image, pyramid, *described, extras=tuple(extras), extras_stored=of_extras)
 
 
 def plan_segmentation(store: Store, found: Found, options: Options) -> Plan | str:
@@ -115,8 +121,14 @@ def plan_segmentation(store: Store, found: Found, options: Options) -> Plan | st
     return Plan("segmentation", found, grid, image, pyramid, tuple(parts), ordered, *stored, notes)
 
 
-def _parts_of_crop(store: Store, found: Found, crop: Crop, options: Options) -> tuple[list[Part], dict[str, str]]:
-    """Open the label arrays of a crop, the finest levels: how coarser ones of drawn labels were made is not stated."""
+def _parts_of_crop(
+    store: Store, found: Found, crop: Crop, options: Options
+) -> tuple[list[Part], list[Part], dict[str, str]]:
+    """Open the label arrays of a crop, the finest levels: how coarser ones of drawn labels were made is not stated.
+
+    Returns:
+        The organelles, the structures outside the five as far as they are stored, and notes for the provenance.
+    """
     parts: list[Part] = []
     covered: set[Organelle] = set()
 
@@ -145,10 +157,14 @@ def _parts_of_crop(store: Store, found: Found, crop: Crop, options: Options) -> 
     extras = [
         name for name in classes.EXTRAS if name in crop.annotated and name not in {part.structure for part in parts}
     ]
-    return parts, {
-        "annotated classes": rule,
-        **{f"extra:{name}": store.location(f"{crop.key}/{name}") for name in extras},
-    }
+    places = {f"extra:{name}": store.location(f"{crop.key}/{name}") for name in extras}
+    opened = {name: read_pyramid(store, f"{crop.key}/{name}", found.layout.n5) for name in extras}
+    others = [
+        Part(Layer(store, pyramid.levels[0]), name, None, _encoding(pyramid))
+        for name, pyramid in opened.items()
+        if pyramid is not None
+    ]
+    return parts, others, {"annotated classes": rule, **places}
 
 
 def _image(store: Store, found: Found, options: Options) -> Pyramid:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from dataset_builder.lazy import check_grid, masks_to_semantic
+from dataset_builder.lazy import check_grid, inside, instance_ids, masks_to_semantic, named_extras
 from dataset_builder.source import Download, Source
 from em_bench_eval.errors import InputError
-from em_bench_eval.schema import Organelle, SourceInfo, Volume, VoxelSize
+from em_bench_eval.schema import Array3D, Organelle, SourceInfo, Volume, VoxelSize
 from em_bench_eval.volume_io import open_volume
 
 VOXEL_SIZE = VoxelSize(16.0, 16.0, 16.0)  # nm (z, y, x): raw 4 nm, published binned 4 times
@@ -50,6 +50,7 @@ EXTRAS = {
     "centrioles": "mask",
     "membrane_full_mask": "the cell up to its plasma membrane, mask",
 }
+MASKED_EXTRAS = ("centrioles", "membrane_full_mask")
 
 
 def volumes(raw: Path | None, options: Mapping[str, str]) -> Iterator[Volume]:
@@ -76,7 +77,8 @@ def volumes(raw: Path | None, options: Mapping[str, str]) -> Iterator[Volume]:
             )
         picture, masks = open_volume(image), {organelle: open_volume(path) for organelle, path in paths.items()}
         check_grid(str(image.parent), picture, *masks.values())
-        extras = {name: image.with_name(f"{cell}_{name}.tif") for name in EXTRAS}
+        found = {name: path for name in EXTRAS if (path := image.with_name(f"{cell}_{name}.tif")).is_file()}
+        extras, places = named_extras(picture, {name: (_extra(name, path), path.name) for name, path in found.items()})
         yield Volume(
             volume_id=f"betaseg-{cell}",
             image=picture,
@@ -90,9 +92,15 @@ def volumes(raw: Path | None, options: Mapping[str, str]) -> Iterator[Volume]:
             provenance={
                 "raw": image.name,
                 "labels": ", ".join(path.name for path in paths.values()),
-                **{f"extra:{name}": path.name for name, path in extras.items() if path.is_file()},
+                **places,
             },
+            extras=extras,
         )
+
+
+def _extra(name: str, path: Path) -> Array3D:
+    labels = open_volume(path)
+    return inside(labels) if name in MASKED_EXTRAS else instance_ids(labels, str(path))
 
 
 SOURCE = Source(

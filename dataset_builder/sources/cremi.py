@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_builder.lazy import Constant
+from dataset_builder.lazy import Constant, named_extras, without_value
 from dataset_builder.source import Download, Source
 from em_bench_eval.errors import InputError
-from em_bench_eval.schema import Fold, SourceInfo, Volume, VoxelSize
+from em_bench_eval.schema import Array3D, Fold, SourceInfo, Volume, VoxelSize
 from em_bench_eval.volume_io import open_volume
 
 VOXEL_SIZE = VoxelSize(40.0, 4.0, 4.0)  # nm (z, y, x)
@@ -31,7 +31,7 @@ INFO = SourceInfo(
     voxel_size=VOXEL_SIZE,
     notes="None of the five organelles is labelled, so nothing here is background either: rows carry images without "
     "annotation (for pre-training), and the extras serve tasks beside the benchmark (RETINA trains clefts on A and B, "
-    "tests on C). Background of clefts is 2^64 - 1.",
+    "tests on C). The background of clefts, 2^64 - 1, becomes 0; ids stay.",
 )
 LAYOUT = """  cremi/
     sample_A_20160501.hdf (or sample_A.hdf, sampleA.h5), B and C likewise, with
@@ -39,6 +39,7 @@ LAYOUT = """  cremi/
       /volumes/labels/clefts        uint64, background 2^64 - 1
       /volumes/labels/neuron_ids    uint64"""
 EXTRAS = {"clefts": "synaptic clefts, instance ids", "neuron_ids": "neurons, instance ids"}
+OUTSIDE_CLEFTS = 2**64 - 1
 FOLDS: Mapping[str, Fold] = {"A": "train", "B": "train", "C": "test"}
 SHA256 = {
     "A": "4c563d1b78acb2bcfb3ea958b6fe1533422f7f4a19f3e05b600bfa11430b510d",
@@ -69,6 +70,7 @@ def volumes(raw: Path | None, options: Mapping[str, str]) -> Iterator[Volume]:
                 expected=f"{list(VOXEL_SIZE)} nm (z, y, x)",
                 remedy="download the published file; resampled copies can be read with --source local",
             )
+        extras, places = named_extras(image, _labels(path))
         yield Volume(
             volume_id=f"cremi-{sample}",
             image=image,
@@ -80,11 +82,22 @@ def volumes(raw: Path | None, options: Mapping[str, str]) -> Iterator[Volume]:
             modality=INFO.modality,
             annotated={},
             published_fold=FOLDS[sample],
-            provenance={
-                "raw": f"{path.name}:/volumes/raw",
-                **{f"extra:{name}": f"{path.name}:/volumes/labels/{name}" for name in EXTRAS},
-            },
+            provenance={"raw": f"{path.name}:/volumes/raw", **places},
+            extras=extras,
         )
+
+
+def _labels(path: Path) -> dict[str, tuple[Array3D, str]]:
+    """Open the label arrays that a sample has; the padded and the test samples lack some."""
+    found: dict[str, tuple[Array3D, str]] = {}
+    for name in EXTRAS:
+        try:
+            ids = open_volume(f"{path}:/volumes/labels/{name}")
+        except InputError:
+            continue
+        labels: Array3D = without_value(ids, OUTSIDE_CLEFTS) if name == "clefts" else ids
+        found[name] = labels, f"{path.name}:/volumes/labels/{name}"
+    return found
 
 
 def _sample(name: str) -> re.Match[str] | None:

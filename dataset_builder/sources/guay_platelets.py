@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from dataset_builder.lazy import check_grid, equals, values_to_semantic
+from dataset_builder.lazy import check_grid, equals, named_extras, values_to_semantic
 from dataset_builder.source import Download, Source
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import Fold, Organelle, SourceInfo, Volume, VoxelSize
@@ -58,6 +58,8 @@ def volumes(raw: Path | None, options: Mapping[str, str]) -> Iterator[Volume]:
         image, labels = (open_volume(path) for path in paths)
         check_grid(str(paths[1]), image, labels)
         classes = {0: None, MITOCHONDRION: Organelle.MITO, **dict.fromkeys(EXTRAS.values())}
+        masks = {name: (equals(labels, value), f"{paths[1].name} == {value}") for name, value in EXTRAS.items()}
+        extras, places = named_extras(image, masks)
         yield Volume(
             volume_id=f"guay_platelets-{part}",
             image=image,
@@ -70,11 +72,8 @@ def volumes(raw: Path | None, options: Mapping[str, str]) -> Iterator[Volume]:
             modality=INFO.modality,
             annotated=INFO.annotated,
             published_fold=fold,
-            provenance={
-                "raw": paths[0].name,
-                "labels": paths[1].name,
-                **{f"extra:{name}": f"{paths[1].name} == {value}" for name, value in EXTRAS.items()},
-            },
+            provenance={"raw": paths[0].name, "labels": paths[1].name, **places},
+            extras=extras,
         )
 
 

@@ -7,15 +7,16 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dataset_builder.harmonise import Window
-from dataset_builder.label_values import Lookup, from_table
+from dataset_builder.label_values import BACKGROUND, IGNORE, Lookup, ValueMap, from_table
 from dataset_builder.source import Source
 from dataset_builder.spec import Intensity, Spec, VolumeSpec, load_spec
 from dataset_builder.spec_files import FileRef
-from dataset_builder.views import Classes, Gray, Ids, Ignored, ids_of
+from dataset_builder.views import Classes, Gray, Ids, Ignored, Named, ids_of
 from dataset_builder.yaml_check import At
 from em_bench_eval.errors import InputError
 from em_bench_eval.opened import Opened
@@ -52,6 +53,7 @@ def source_of(path: Path) -> Source:
             yield _volume(spec, volume, files)
 
     others = {name for volume in spec.volumes for label in volume.labels for name in label.values.others}
+    others |= {extra.name for volume in spec.volumes for extra in volume.extras}
     return Source(
         info=spec.info,
         volumes=volumes,
@@ -96,7 +98,8 @@ def _open_files(spec: Spec) -> dict[str, Opened]:
 
 def _references(volume: VolumeSpec) -> list[FileRef]:
     masks = [] if volume.ignore is None else [volume.ignore.file]
-    return [volume.image, *(label.file for label in volume.labels), *masks]
+    extras = [extra.file for extra in volume.extras]
+    return [volume.image, *(label.file for label in volume.labels), *masks, *extras]
 
 
 def _part(spec: Spec, reference: FileRef, opened: Mapping[str, Opened]) -> Opened | None:
@@ -203,11 +206,37 @@ def _volume(spec: Spec, volume: VolumeSpec, files: Mapping[str, Opened]) -> Volu
         domain=volume.domain,
         published_fold=volume.fold,
         provenance={**_origin(spec, volume), **record},
+        extras=_extras(volume, labels, {extra.name: part(extra.file) for extra in volume.extras}),
     )
     if not any(label.instances for label in volume.labels):
         return common
     ids, organelle_of = _instances(volume, labels)
     return replace(common, semantic=None, instances=ids, organelle_of=organelle_of)
+
+
+def _extras(volume: VolumeSpec, labels: list[tuple[Opened, Lookup]], files: Mapping[str, Opened]) -> dict[str, Array3D]:
+    """Collect what is labelled outside the five: ids from a file that tells instances apart, else masks."""
+    extras: dict[str, Array3D] = {}
+    for name in dict.fromkeys(other for label in volume.labels for other in label.values.others):
+        having = [pair for pair in zip(volume.labels, labels, strict=True) if name in pair[0].values.others]
+        marked = [(opened, Lookup(label.values.marking(name), lookup.where)) for label, (opened, lookup) in having]
+        one_of_ids = len(having) == 1 and having[0][0].instances
+        extras[name] = Named(marked, _id_dtype(marked[0][0]) if one_of_ids else np.dtype(bool))
+    for extra in volume.extras:
+        opened = files[extra.name]
+        if extra.values is None:
+            lookup = Lookup(ValueMap(((1, 2**64 - 1, IGNORE),)), extra.file.location)
+            extras[extra.name] = Named([(opened, lookup)], _id_dtype(opened))
+        else:
+            ranges = tuple((value, value, IGNORE) for value in extra.values)
+            lookup = Lookup(ValueMap(ranges, BACKGROUND), extra.file.location)
+            extras[extra.name] = Named([(opened, lookup)], np.dtype(bool))
+    return extras
+
+
+def _id_dtype(opened: Opened) -> np.dtype[Any]:
+    """Return the unsigned type of a file's size; a 1-bit file holds a mask."""
+    return np.dtype(bool) if opened.dtype.kind == "b" else np.dtype(f"uint{8 * opened.dtype.itemsize}")
 
 
 def _instances(volume: VolumeSpec, labels: list[tuple[Opened, Lookup]]) -> tuple[Ids, dict[int, Organelle]]:
@@ -275,6 +304,9 @@ def _origin(spec: Spec, volume: VolumeSpec) -> dict[str, str]:
     for label, name in zip(volume.labels, labels, strict=True):
         for other in label.values.others:
             record[f"extra:{other}"] = f"{name}: {label.values}"
+    for extra in volume.extras:
+        which = "" if extra.values is None else f": {', '.join(map(str, extra.values))}"
+        record[f"extra:{extra.name}"] = f"{_short(spec, extra.file)}{which}"
     return record
 
 

@@ -100,6 +100,7 @@ def _images(raw: Path, name: str, fold: Fold, voxel_size: VoxelSize) -> Iterator
             annotated=annotated,
             published_fold=fold,
             provenance={"raw": path.relative_to(raw).as_posix(), "labels" if organelle else f"extra:{name}": mask},
+            extras={} if organelle else {name: ImageStack([labels[number]], np.bool_, _mask, read_gray_in_colour)},
         )
 
 
@@ -109,6 +110,10 @@ def _mito(pixels: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint8]:
 
 def _nucleus(pixels: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint8]:
     return np.where(pixels != 0, Organelle.NUCLEUS.label_id, 0).astype(np.uint8)
+
+
+def _mask(pixels: npt.NDArray[Any], path: Path) -> npt.NDArray[np.bool_]:
+    return np.asarray(pixels != 0)
 
 
 def _nothing(pixels: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint8]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 import lpa
-from dataset_builder.lazy import Constant, check_grid, instance_ids
+from dataset_builder.lazy import Constant, check_grid, instance_ids, named_extras
 from dataset_builder.source import Download, Source
 from em_bench_eval.errors import InputError, unknown_name
 from em_bench_eval.schema import AnnotationType, Array3D, Organelle, SourceInfo, Volume, VoxelSize
@@ -100,7 +100,8 @@ def _volume(raw: Path, block: str, labels: Mapping[Organelle, Path]) -> Volume:
     if block in ROWS_WITHOUT_DATA:
         ignore = np.zeros(instances.shape, np.bool_)
         ignore[:, : ROWS_WITHOUT_DATA[block]] = True
-    extras = {name: path for name in EXTRAS if (path := _find(raw, name, block)) and path not in labels.values()}
+    found = {name: path for name in EXTRAS if (path := _find(raw, name, block)) and path not in labels.values()}
+    extras, places = named_extras(image, {name: _extra(path, raw) for name, path in found.items()})
     annotated: dict[Organelle, AnnotationType] = {
         organelle: "manual" if organelle is Organelle.MITO else "manual+lpa" for organelle in labels
     }
@@ -120,9 +121,14 @@ def _volume(raw: Path, block: str, labels: Mapping[Organelle, Path]) -> Volume:
         provenance={
             "image": f"data/{block}.nii.gz" if picture.is_file() else "none",
             "labels": ", ".join(path.relative_to(raw).as_posix() for path in labels.values()),
-            **{f"extra:{name}": path.relative_to(raw).as_posix() for name, path in extras.items()},
+            **places,
         },
+        extras=extras,
     )
+
+
+def _extra(path: Path, raw: Path) -> tuple[Array3D, str]:
+    return instance_ids(open_volume(path), str(path)), path.relative_to(raw).as_posix()
 
 
 def _merge(labels: Mapping[Organelle, Path]) -> tuple[npt.NDArray[np.uint32], dict[int, Organelle]]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from dataset_builder.lazy import at_most, equals, named_extras
 from dataset_builder.source import Download, Source
 from dataset_builder.stack import ImageStack, gray_image, paired_stacks, semantic_values
 from em_bench_eval.schema import Organelle, SourceInfo, Volume, VoxelSize
@@ -36,14 +39,26 @@ MITOCHONDRION = 191
 OTHER_VALUES = (0, 32, 64, 96, 128, 159, 223, 255)
 
 
+def published_values(pixels: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint8]:
+    """Decode a label image to its own values."""
+    return pixels.astype(np.uint8, copy=False)
+
+
 def volumes(raw: Path | None, options: Mapping[str, str]) -> Iterator[Volume]:
     """Yield stack 1, the one with published labels."""
     assert raw is not None, "Source.find returns the folder"
     images, labels = paired_stacks(raw / "stack1" / "raw", raw / "stack1" / "labels")
     values = {**dict.fromkeys(OTHER_VALUES, 0), MITOCHONDRION: Organelle.MITO.label_id}
+    image, published = ImageStack(images, np.uint8, gray_image), ImageStack(labels, np.uint8, published_values)
+    masks = {
+        "glia": (equals(published, 159), "stack1/labels == 159"),
+        "synapse": (equals(published, 223), "stack1/labels == 223"),
+        "membrane": (at_most(published, 128), "stack1/labels <= 128"),
+    }
+    extras, places = named_extras(image, masks)
     yield Volume(
         volume_id="vnc_sstem-stack1",
-        image=ImageStack(images, np.uint8, gray_image),
+        image=image,
         semantic=ImageStack(labels, np.uint8, semantic_values(values)),
         voxel_size=VOXEL_SIZE,
         source="vnc_sstem",
@@ -51,13 +66,8 @@ def volumes(raw: Path | None, options: Mapping[str, str]) -> Iterator[Volume]:
         cell_type="Drosophila larval neuropil",
         modality=INFO.modality,
         annotated=INFO.annotated,
-        provenance={
-            "raw": "stack1/raw",
-            "labels": "stack1/labels",
-            "extra:glia": "stack1/labels == 159",
-            "extra:synapse": "stack1/labels == 223",
-            "extra:membrane": "stack1/labels <= 128",
-        },
+        provenance={"raw": "stack1/raw", "labels": "stack1/labels", **places},
+        extras=extras,
     )
 
 
