@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from baselines.volume_jobs import VolumeSettings
 
 VOLUMES_CONFIG = "volumes"
+DECODERS = ("components", "distance", "boundary", "affinity")  # baselines.decode.METHODS, without importing it
 LEVELS = ("L0", "L1", "L2", "L3", "L4", "L5")
 EPILOG = """examples:
   em-bench predict --checkpoint runs/unet --dataset em-organelle-wild --split test --out predictions
@@ -124,7 +125,9 @@ def _volume(options: argparse.Namespace) -> int:
 def _tiles(options: argparse.Namespace) -> TileSettings:
     from baselines.prediction_settings import TileSettings
 
-    return TileSettings(options.tile, options.margin, options.overlap, options.batch_size, options.symmetries)
+    return TileSettings(
+        options.tile, options.margin, options.overlap, options.batch_size, options.symmetries, options.decoder
+    )
 
 
 def _volume_settings(options: argparse.Namespace) -> VolumeSettings:
@@ -226,6 +229,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--overlap", type=_share, default=0.25, metavar="SHARE", help="of neighbouring tiles (default: %(default)s)")
     add("--batch-size", type=_batch, metavar="N|auto", help="tiles at a time (default: auto: what fits into memory)")
     add("--symmetries", action="store_true", help="average over flips and turns: better, and eight times slower")
+    add(
+        "--decoder",
+        choices=DECODERS,
+        help="what takes touching instances apart: nothing, the distance map, the boundary map, or affinities "
+        "(default: for each organelle the best one that the model's maps allow)",
+    )
     add(
         "--planes",
         type=lambda text: text.split(","),

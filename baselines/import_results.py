@@ -136,9 +136,7 @@ def _info(request: ImportRequest, layout: Layout, reader: Reader) -> dict[str, o
         decoding |= {"rule": asdict(request.rule), "labels": reader.labels}
         if request.rule.decode == "baseline":
             names = [Organelle(name) for name in reader.organelles]
-            decoding["decoders"] = {
-                str(name): asdict(replace(request.rule.decoder(name), seed_distance=None)) for name in names
-            }
+            decoding["decoders"] = {str(name): request.rule.decoder(name).recorded("components") for name in names}
     return {
         "model": request.model,
         "checkpoint": request.checkpoint,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from baselines.decode import decode
+from baselines.decode import decode, native_maps
 from baselines.image_pieces import Pieces
 from baselines.masks import drop_small
 from baselines.memory import Network, available_bytes
@@ -36,7 +36,6 @@ from baselines.preprocess import network_input
 from baselines.resample import Line
 from baselines.stitch_masks import Tile, stitch
 from baselines.tiling import batched, tiled, tiles_of
-from em_bench_eval.align import resize_image
 from em_bench_eval.errors import InputError
 from em_bench_eval.rows import PREDICTIONS_FILE, LabelledImage, decode_row, open_rows
 from em_bench_eval.schema import ORGANELLES, Prediction
@@ -80,8 +79,9 @@ class Predictor:
         shape = (row.image.shape[0], row.image.shape[1])
         if self.model.output == "masks":
             return native_masks(row.record_id, raw, shape, steps)
-        native = resize_image(raw, shape, steps)
-        return decode(row.record_id, dict(zip(self.model.map_names, native, strict=True)), row.pixel_size_nm)
+        nm, wanted = self.model.config.pixel_size_nm, self.settings.decoder
+        maps = native_maps(self.model.map_names, raw, shape, row.pixel_size_nm, nm)
+        return decode(row.record_id, maps, row.pixel_size_nm, wanted=wanted, network_nm=nm)
 
     def input_of(self, row: LabelledImage) -> Maps:
         """Align and normalise a row's image as in training."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from baselines.data import name_without_path
-from baselines.decode import DECODERS
+from baselines.decode import DECODERS, recorded
 from baselines.model import Baseline, load_model
 from baselines.pretrained import load_pretrained
 from em_bench_eval import __version__
@@ -26,13 +26,14 @@ DEFAULT_TILES = {2: (512, 32), 3: (128, 16)}  # axes of the model -> edge of a t
 
 @dataclass(frozen=True)
 class TileSettings:
-    """How an image is cut up: ``tiling.tiled``'s arguments, in aligned pixels, and test-time augmentation."""
+    """How an image is cut up (``tiling.tiled``'s arguments, in aligned pixels), augmented, and decoded."""
 
     tile: int = 0  # 0: as DEFAULT_TILES says; of 3D models, edges of cubes
     margin: int = -1  # -1: as DEFAULT_TILES says
     overlap: float = 0.25
     batch_size: int | None = None  # None: what fits into memory; changes nothing but the last digits of floats
     symmetries: bool = False  # average over the eight symmetries of the square: eight times the work
+    decoder: str | None = None  # a key of decode.METHODS; None: the best one that the maps allow
 
     def of(self, model: Baseline) -> TileSettings:
         """Fill in what was left to the model; ``InputError`` for tiles that are all margin.
@@ -40,6 +41,12 @@ class TileSettings:
         A model with position embeddings or pooling over all that it sees gets tiles of its training crops' size, and
         one that finds masks no margin: masks are linked, and those that a tile's edge cuts lose against whole ones.
         """
+        if self.decoder is not None and model.output == "masks":
+            raise InputError(
+                f"--decoder is not supported for {model.name}",
+                found="a model that finds masks, not maps",
+                remedy="leave --decoder away",
+            )
         tile, margin = DEFAULT_TILES[model.ndim]
         if model.sees_its_size:
             tile = model.training_info.get("recipe", {}).get("crop", tile)
@@ -54,8 +61,9 @@ class TileSettings:
         return filled
 
     def recorded(self) -> dict[str, Any]:
-        """What decides a prediction."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "batch_size"}
+        """What decides the maps of a prediction; ``decode.recorded`` says what decides how they are decoded."""
+        decided = dataclasses.asdict(self)
+        return {name: decided[name] for name in decided if name not in ("batch_size", "decoder")}
 
 
 DEFAULT = TileSettings()
@@ -94,9 +102,9 @@ def say_what_cannot_be_scored(model: Baseline, rows: Any, where: str) -> None:
 
 
 def prediction_info(
-    model: Baseline, checkpoint: str, dataset: str, config: str, split: str, settings: TileSettings
+    model: Baseline, checkpoint: str, dataset: str, config: str, split: str, settings: TileSettings, axes: int = 2
 ) -> dict[str, object]:
-    """What ``prediction.json`` records: everything that decides the result."""
+    """What ``prediction.json`` records: everything that decides the result; of volumes, ``axes`` is 3."""
     trained = model.config.trained_organelles
     return {
         "model": model.name,
@@ -109,7 +117,9 @@ def prediction_info(
         "settings": {
             **settings.recorded(),
             "pixel_size_nm": model.config.pixel_size_nm,
-            "decoders": {name: dataclasses.asdict(DECODERS[Organelle(name)]) for name in trained},
+            "decoders": recorded(model.map_names, axes, settings.decoder)
+            if model.output == "maps"
+            else {name: DECODERS[Organelle(name)].recorded("masks") for name in trained},
         },
         "training": model.training_info,
         "versions": {"em_organelle_wild": __version__, "torch": version("torch"), "numpy": version("numpy")},

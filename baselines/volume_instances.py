@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from baselines.decode import DECODERS, DISTANCE, Decoder
+from baselines.decode import DECODERS, Decoder, methods_of
 from baselines.map_store import Box, MapStore, Shape
 from baselines.volume_classes import (
     BLOCK,
@@ -46,7 +46,7 @@ from baselines.volume_classes import (
     organelles_in,
     semantic,
 )
-from baselines.volume_split import LARGEST_BOX, Landscape, Pieces, save_pieces, split_component
+from baselines.volume_split import LANDSCAPES, LARGEST_BOX, Cut, Pieces, save_pieces, split_component
 from em_bench_eval.errors import InputError
 from em_bench_eval.opened import Opened
 from em_bench_eval.schema import Organelle
@@ -104,12 +104,14 @@ def label_maps(
     target: Target,
     decoders: Mapping[Organelle, Decoder] = DECODERS,
     *,
+    wanted: str | None = None,
     about: Mapping[str, Any] | None = None,
     largest_box: int = LARGEST_BOX,
     progress: bool = True,
 ) -> Instances:
     """Make the instances of a complete store and write them to ``target``; return them.
 
+    ``wanted`` is a method of ``baselines.decode``, by default the best one that the maps allow (``methods_of``).
     An interrupted call goes on with the step that it was at when it is repeated. Ids do not depend on blocks. Memory
     follows a block, the number of components, and the largest component up to ``largest_box`` voxels of its box.
     """
@@ -119,16 +121,17 @@ def label_maps(
             found=f"{len(store.missing())} blocks missing",
             remedy="finish the prediction: repeat the command that began it",
         )
+    methods = methods_of(store.names, 3, wanted, decoders)
     folder = target.path.with_name(f".{target.path.name}.work")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         hold_alone(lock.fileno(), f"writing {target.path}")
-        _same_or_empty(folder, store, decoders, largest_box)
+        _same_or_empty(folder, store, decoders, methods, largest_box)
         work = Work(folder, store.shape, progress)
         classes = filled(semantic(store, work), [o for o in organelles_in(store) if decoders[o].fill_holes], work)
         labels = components(Path(classes.location), work)
         found = measure(labels, classes, store, work)
-        naming = _Naming(found, store, labels, decoders, work, largest_box)
+        naming = _Naming(found, store, labels, decoders, methods, work, largest_box)
         _write(naming, labels, store, target, work, about or {})
     shutil.rmtree(folder)
     return naming.instances
@@ -143,6 +146,7 @@ class _Naming:
         store: MapStore,
         labels: Opened,
         decoders: Mapping[Organelle, Decoder],
+        methods: Mapping[Organelle, str],
         work: Work,
         largest_box: int,
     ) -> None:
@@ -157,20 +161,25 @@ class _Naming:
         known = {organelle.label_id: organelle for organelle in Organelle}
         voxel_nm3 = math.prod(store.voxel_size_nm)
         thinnest = min(size * nm for size, nm in zip(store.shape, store.voxel_size_nm, strict=True))
-        least = np.array([0.0, *(max(1.0, min_volume_nm3(decoders[o], thinnest) / voxel_nm3) for o in Organelle)])
+        smallest_nm3 = {organelle: min_volume_nm3(decoders[organelle], thinnest) for organelle in Organelle}
+        least = np.array([0.0, *(max(1.0, smallest_nm3[organelle] / voxel_nm3) for organelle in Organelle)])
+        cuts = {
+            o: Cut(LANDSCAPES[m](store, labels, o, decoders[o], m, smallest_nm3[o]), store, labels, o.value)
+            for o, m in methods.items()
+            if m in LANDSCAPES
+        }
         candidates = np.flatnonzero(found.voxels >= least[found.label_id])
         rows: list[tuple[int, int, float]] = []
         hidden = not work.progress or len(candidates) < SHOWN_COMPONENTS
         show = tqdm(candidates, "split", unit="component", disable=hidden, leave=False, file=sys.stderr)
         for index in show:
             number, organelle = int(index) + 1, known[int(found.label_id[index])]
-            seed_distance, distance = decoders[organelle].seed_distance, DISTANCE + organelle.value
-            if seed_distance is None or distance not in store.names:
+            if organelle not in cuts:
                 rows.append((organelle.label_id, int(found.voxels[index]), float(found.probability[index])))
                 self.id_of[number] = len(rows)
                 continue
-            landscape = Landscape(store, labels, distance, organelle.value, seed_distance)
-            pieces = split_component(number, found.start[index], found.stop[index], landscape, work, largest_box)
+            where = found.start[index], found.stop[index]
+            pieces = split_component(number, *where, cuts[organelle], work, largest_box)
             kept = np.flatnonzero(pieces.voxels >= least[organelle.label_id])
             ids = np.zeros(len(pieces.voxels) + 1, np.uint32)
             ids[kept + 1] = len(rows) + 1 + np.arange(len(kept))
@@ -314,7 +323,13 @@ def read_table(path: str | os.PathLike[str]) -> Instances:
     )
 
 
-def _same_or_empty(folder: Path, store: MapStore, decoders: Mapping[Organelle, Decoder], largest_box: int) -> None:
+def _same_or_empty(
+    folder: Path,
+    store: MapStore,
+    decoders: Mapping[Organelle, Decoder],
+    methods: Mapping[Organelle, str],
+    largest_box: int,
+) -> None:
     """Keep the steps of an interrupted run only if it would do the same."""
     wanted = json.loads(
         json.dumps(
@@ -322,6 +337,7 @@ def _same_or_empty(folder: Path, store: MapStore, decoders: Mapping[Organelle, D
                 "maps": [*store.names, *store.shape, *store.voxel_size_nm],
                 "settings": dict(store.settings),
                 "decoders": {organelle.value: asdict(decoder) for organelle, decoder in decoders.items()},
+                "methods": {organelle.value: method for organelle, method in methods.items()},
                 "largest_box": largest_box,
                 "block": BLOCK,
             }

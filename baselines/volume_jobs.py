@@ -90,7 +90,7 @@ def predict_split_volumes(
     model = load_trained(checkpoint)
     settings = replace(settings, tiles=settings.tiles.of(model))
     rows = open_rows(dataset, rows_config, split)
-    info = prediction_info(model, checkpoint, dataset, rows_config, split, settings.tiles)
+    info = prediction_info(model, checkpoint, dataset, rows_config, split, settings.tiles, axes=3)
     info["made_of"] = {"what": "volumes", "planes": list(settings.planes)}
     found = places(rows)
     of_volume: dict[str, list[Place]] = {}
@@ -207,7 +207,7 @@ def _predict(
                     remedy="name another folder with --out, or replace it with --overwrite",
                 )
         store = _maps(model, image, size, folder, settings, about)
-        instances = label_maps(store, target, about=described)
+        instances = label_maps(store, target, wanted=settings.tiles.decoder, about=described)
     if not settings.keep_maps:
         shutil.rmtree(folder)
     return instances
@@ -241,7 +241,7 @@ def _check(model: Baseline, image: Opened, settings: VolumeSettings, size: Voxel
 
 def _made_by(model: Baseline, settings: VolumeSettings) -> str:
     """Digest of what decides a volume's instances, besides the volume."""
-    info = prediction_info(model, "", "", "", "", settings.tiles)
+    info = prediction_info(model, "", "", "", "", settings.tiles, axes=3)
     text = json.dumps({"info": info, "planes": settings.planes}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -76,7 +76,7 @@ def costs(runs: list[dict[str, Any]]) -> str:
 
 def picture(out: Path, dataset: str, runs: list[dict[str, Any]], path: Path) -> None:
     """A slice of each source: image, reference, and what each model (trained on that source, first seed) says."""
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
     from em_bench_eval.align import align_image, align_mask
     from em_bench_eval.rows import decode_row, open_rows, read_predictions
@@ -98,11 +98,13 @@ def picture(out: Path, dataset: str, runs: list[dict[str, Any]], path: Path) -> 
         for title, ids in tiles:
             shown = None if ids is None else align_mask(ids, row.pixel_size_nm)[:480, :480]
             tile = Image.fromarray(coloured(gray, shown)).resize((320, 320 * gray.shape[0] // gray.shape[1]))
-            ImageDraw.Draw(tile).text((6, 4), f"{source}: {title}", fill=(255, 255, 0))
+            pen, font = ImageDraw.Draw(tile), ImageFont.load_default(size=17)
+            pen.rectangle((0, 0, 12 + pen.textlength(f"{source}: {title}", font), 25), fill=(20, 20, 20))
+            pen.text((6, 2), f"{source}: {title}", fill=(255, 255, 255), font=font)
             drawn.append(np.asarray(tile))
         strips.append(np.concatenate(drawn, axis=1))
     width = max(strip.shape[1] for strip in strips)
-    padded = [np.pad(strip, [(0, 0), (0, width - strip.shape[1]), (0, 0)]) for strip in strips]
+    padded = [np.pad(strip, [(0, 0), (0, width - strip.shape[1]), (0, 0)], constant_values=255) for strip in strips]
     partial = path.with_name(f".partial-{path.name}")
     Image.fromarray(np.concatenate(padded)).quantize(192).save(partial, format="PNG", optimize=True)
     os.replace(partial, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +80,10 @@ def _pairs(widths: list[int]) -> list[tuple[int, int]]:
     return [(widths[level], widths[level + 1]) for level in reversed(range(len(widths) - 1))]
 
 
+# neighbours, which join, and pairs further apart, which part what touches; pixels of 8 nm
+AFFINITIES = ((1, 0), (0, 1), (4, 0), (0, 4), (9, 0), (0, 9), (9, 9), (9, -9))
+TOUCHING: dict[str, Any] = {"boundary_organelles": ("mito", "endo"), "affinity_offsets": AFFINITIES}
+
 MODEL = Model(
     build=UNet,
     about="2D U-Net, semantic and distance heads, watershed",
@@ -92,6 +97,16 @@ MODEL = Model(
             UNetConfig(width=32),
             Recipe(steps=5000, batch_size=16, crop=512, lr=1e-3, warmup_steps=200),
             "AdamW and cosine, an hour or less on one GPU",
+        ),
+        "affinity": Preset(
+            UNetConfig(width=32, **TOUCHING),
+            Recipe(steps=5000, batch_size=16, crop=512, lr=1e-3, warmup_steps=200),
+            "standard, with boundaries and affinities to 9 pixels for every decoder",
+        ),
+        "quick-affinity": Preset(
+            UNetConfig(width=16, depth=3, stride=2, **TOUCHING),
+            Recipe(steps=1000, batch_size=4, crop=192, lr=5e-3, warmup_steps=10, ema_decay=0.99),
+            "quick, with the same",
         ),
         "paper": Preset(
             UNetConfig(width=64),
