@@ -24,9 +24,9 @@ OUT/README.md has the commands that follow; em-bench import reads the results. d
 def export(argv: Sequence[str]) -> int:
     """Run ``em-bench export``; return the exit status."""
     options = _parser().parse_args(argv)
-    from baselines.nnunet_export import ExportRequest
-    from baselines.nnunet_export import export as run
-    from baselines.nnunet_readme import counts, labels
+    from baselines.external.nnunet_export import ExportRequest
+    from baselines.external.nnunet_export import export as run
+    from baselines.external.nnunet_readme import counts, labels
 
     request = ExportRequest(
         dataset=options.dataset,

@@ -28,9 +28,9 @@ volume or each row of the dataset. The organelle is said by a folder (mito/CASE.
 def import_(argv: Sequence[str]) -> int:
     """Run ``em-bench import``; return the exit status."""
     options = _parser().parse_args(argv)
-    from baselines.import_decode import Rule
-    from baselines.import_reader import ImportRequest
-    from baselines.import_results import import_results
+    from baselines.external.import_decode import Rule
+    from baselines.external.import_reader import ImportRequest
+    from baselines.external.import_results import import_results
 
     request = ImportRequest(
         results=options.results,

@@ -84,19 +84,19 @@ def mismatch(argv: Sequence[str]) -> int:
             "nothing to aggregate",
             expected="--maps FOLDER or --semantic VOLUME, or --oracle for perfect pixels alone",
         )
-    from baselines.aggregation_levels import Cuts
-    from baselines.aggregation_sides import open_reference
-    from baselines.link_slices import SliceRule
-    from baselines.mismatch import mismatch as measure
-    from baselines.mismatch_report import format_table, write_report
-    from baselines.mismatch_statement import statement
+    from baselines.aggregation.aggregation_levels import Cuts
+    from baselines.aggregation.aggregation_sides import open_reference
+    from baselines.aggregation.link_slices import SliceRule
+    from baselines.aggregation.mismatch import mismatch as measure
+    from baselines.aggregation.mismatch_report import format_table, write_report
+    from baselines.aggregation.mismatch_statement import statement
     from em_bench_eval.schema import ORGANELLES
 
     size = _numbers(arguments.voxel_size_nm) if arguments.voxel_size_nm else None
     maps = _maps(arguments.maps)
     reference = open_reference(arguments.reference, arguments.organelle, size)
     if maps is not None and tuple(maps.shape) != reference.shape:  # a fold's part of a volume says where it lies
-        from baselines.predicted_levels import box_of_maps
+        from baselines.aggregation.predicted_levels import box_of_maps
 
         reference = open_reference(arguments.reference, arguments.organelle, size, box_of_maps(maps))
     connectivity = {} if arguments.connectivity is None else dict.fromkeys(ORGANELLES, arguments.connectivity)
@@ -125,7 +125,7 @@ def mismatch(argv: Sequence[str]) -> int:
 def _maps(folder: Path | None) -> Any:
     if folder is None:
         return None
-    from baselines.map_store import open_maps
+    from baselines.volumes.map_store import open_maps
 
     store = open_maps(folder)
     if not store.is_complete:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from baselines.prediction_settings import TileSettings
-    from baselines.volume_jobs import VolumeSettings
+    from baselines.volumes.volume_jobs import VolumeSettings
 
 VOLUMES_CONFIG = "volumes"
 DECODERS = ("components", "distance", "boundary", "affinity")  # baselines.decode.METHODS, without importing it
@@ -43,7 +43,7 @@ def predict(argv: Sequence[str]) -> int:
     """Run ``em-bench predict``; return the exit status."""
     options = _parser().parse_args(argv)
     _check(options)
-    # let waiting threads sleep; takes effect only before torch is imported (see baselines.cli)
+    # let waiting threads sleep; takes effect only before torch is imported (see baselines.cli_train)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C
@@ -72,7 +72,7 @@ def _images(options: argparse.Namespace) -> int:
 
 
 def _split_volumes(options: argparse.Namespace) -> int:
-    from baselines.volume_jobs import predict_split_volumes
+    from baselines.volumes.volume_jobs import predict_split_volumes
 
     names = predict_split_volumes(
         options.checkpoint,
@@ -90,7 +90,7 @@ def _split_volumes(options: argparse.Namespace) -> int:
         path = options.out / "volumes" / f"{name}.zarr"
         print(f"score a volume:    em-bench score {path} {options.dataset}/volumes/{name}.zarr")
     if options.aggregation:
-        from baselines.predicted_levels import write_levels
+        from baselines.aggregation.predicted_levels import write_levels
 
         cuts = (options.patch, options.block)
         for written in write_levels(options.out, names, options.aggregation, cuts, options.dataset, options.oracle):
@@ -99,8 +99,8 @@ def _split_volumes(options: argparse.Namespace) -> int:
 
 
 def _volume(options: argparse.Namespace) -> int:
-    from baselines.volume_instances import TABLE, read_table
-    from baselines.volume_jobs import predict_file
+    from baselines.volumes.volume_instances import TABLE, read_table
+    from baselines.volumes.volume_jobs import predict_file
     from em_bench_eval.schema import VoxelSize
 
     given = options.voxel_size_nm
@@ -112,7 +112,7 @@ def _volume(options: argparse.Namespace) -> int:
         None if given is None else VoxelSize(*given),
     )
     if options.aggregation:
-        from baselines.predicted_levels import write_levels
+        from baselines.aggregation.predicted_levels import write_levels
 
         for written in write_levels(options.out, [name], options.aggregation, (options.patch, options.block)):
             print(written)
@@ -131,7 +131,7 @@ def _tiles(options: argparse.Namespace) -> TileSettings:
 
 
 def _volume_settings(options: argparse.Namespace) -> VolumeSettings:
-    from baselines.volume_jobs import VolumeSettings
+    from baselines.volumes.volume_jobs import VolumeSettings
 
     return VolumeSettings(
         _tiles(options), tuple(options.planes), not options.discard_maps, options.overwrite, _device(options)

@@ -16,9 +16,9 @@ def pretrain(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     # waiting threads sleep instead of spinning; takes effect only before torch is imported
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from baselines.pretrain_presets import preset
-    from baselines.pretraining import PretrainRequest
-    from baselines.pretraining import pretrain as run
+    from baselines.pretrain.pretrain_presets import preset
+    from baselines.pretrain.pretraining import PretrainRequest
+    from baselines.pretrain.pretraining import pretrain as run
 
     chosen = preset(options.preset)
     given = {name: getattr(options, name) for name in RECIPE_OPTIONS if getattr(options, name) is not None}

@@ -33,9 +33,9 @@ from baselines.prediction_settings import (
     say_what_cannot_be_scored,
 )
 from baselines.preprocess import network_input
-from baselines.resample import Line
 from baselines.stitch_masks import Tile, stitch
 from baselines.tiling import batched, tiled, tiles_of
+from baselines.volumes.resample import Line
 from em_bench_eval.errors import InputError
 from em_bench_eval.rows import PREDICTIONS_FILE, LabelledImage, decode_row, open_rows
 from em_bench_eval.schema import ORGANELLES, Prediction

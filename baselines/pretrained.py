@@ -134,7 +134,7 @@ def push_to_hub(
     on the Hub, gives the card licences and citations; ``score`` is a ``score.json`` of these weights; ``token`` is that
     of ``hf auth login`` or ``HF_TOKEN`` if not given.
     """
-    from baselines.hub_model import Publication, push
+    from baselines.hub.hub_model import Publication, push
     from em_bench_eval.hub_upload import Repository
 
     about = Publication(dataset, score=None if score is None else Path(score), base_model=base_model)
@@ -142,8 +142,8 @@ def push_to_hub(
 
 
 def model_card(model: Baseline) -> str:
-    """Return the card of a checkpoint as far as it knows itself; ``baselines.model_card`` says more when published."""
-    from baselines.model_card import CardFacts, card
+    """Return the card of a checkpoint as far as it knows itself; ``hub.model_card`` says more when published."""
+    from baselines.hub.model_card import CardFacts, card
 
     return card(model, CardFacts())
 

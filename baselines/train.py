@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from baselines.cli import train
+from baselines.cli_train import train
 from em_bench_eval.errors import InputError
 
 

@@ -86,7 +86,7 @@ def open_training_data(request: TrainingRequest) -> TrainingData:
     """Open what a request asks for; raises ``InputError`` if there is nothing to learn from."""
     config, recipe = request.architecture, request.recipe
     if load_model(request.model).build.ndim == 3:
-        from baselines.volume_crops import open_volume_data
+        from baselines.volumes.volume_crops import open_volume_data
 
         return open_volume_data(request)
     rows = of_sources(open_rows(request.dataset, request.config, "train", streaming=request.streaming), request.sources)

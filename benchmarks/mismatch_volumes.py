@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from baselines.aggregation_sides import LABEL_ID, open_reference
-from baselines.map_store import create_maps
+from baselines.aggregation.aggregation_sides import LABEL_ID, open_reference
+from baselines.volumes.map_store import create_maps
 from em_bench_eval.schema import Organelle
 from lpa import label
 from lpa.ome_zarr import create_labels

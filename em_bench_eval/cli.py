@@ -21,7 +21,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "publish": ("dataset_builder.cli_publish", "publish", "upload a dataset folder to the Hugging Face Hub"),
     "label": ("lpa.cli", "label", "turn a semantic volume into instances, at any size"),
     "pretrain": ("baselines.cli_pretrain", "pretrain", "pre-train an encoder on images without labels"),
-    "train": ("baselines.cli", "train", "train a baseline on a dataset folder or Hub dataset"),
+    "train": ("baselines.cli_train", "train", "train a baseline on a dataset folder or Hub dataset"),
     "predict": ("baselines.cli_predict", "predict", "predict images or volumes of any size, decoded to instances"),
     "sam": ("baselines.cli_sam", "sam", "predict with Segment Anything or micro-SAM, automatic or prompted"),
     "export": ("baselines.cli_export", "export", "export a dataset for nnU-Net, or as plain files for other programs"),

@@ -12,7 +12,7 @@ from em_bench_eval.errors import did_you_mean
 KINDS: dict[str, tuple[str, str, str]] = {
     "dataset": ("dataset_builder.cli_publish", "publish", "a dataset folder; test labels may stay private"),
     "metric": ("em_bench_eval.hub_metric", "push_metric", "the metric, as the Space that evaluate.load reads"),
-    "model": ("baselines.hub_model", "push_model", "a checkpoint, with its card, scores and licences"),
+    "model": ("baselines.hub.hub_model", "push_model", "a checkpoint, with its card, scores and licences"),
     "leaderboard": ("em_bench_eval.leaderboard.hub_space", "push_leaderboard", "the page, and where to submit"),
 }
 EXAMPLES = """examples:

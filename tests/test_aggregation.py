@@ -12,19 +12,19 @@ from hypothesis import given, settings
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
-from baselines.aggregation import aggregate, score_level
-from baselines.aggregation_cuts import boxes, even, slabs
-from baselines.aggregation_levels import ALL, LEVELS, Cuts
-from baselines.aggregation_scores import MIN_EDGE_NM, FragmentCount, pieces_of
-from baselines.aggregation_scratch import Scratch, read_classes
-from baselines.aggregation_sides import (
+from baselines.aggregation.aggregation import aggregate, score_level
+from baselines.aggregation.aggregation_cuts import boxes, even, slabs
+from baselines.aggregation.aggregation_levels import ALL, LEVELS, Cuts
+from baselines.aggregation.aggregation_scores import MIN_EDGE_NM, FragmentCount, pieces_of
+from baselines.aggregation.aggregation_scratch import Scratch, read_classes
+from baselines.aggregation.aggregation_sides import (
     ArrayMaps,
     Reference,
     open_reference,
     reference_of_arrays,
 )
-from baselines.aggregation_write import write_level
-from baselines.link_slices import SliceRule
+from baselines.aggregation.aggregation_write import write_level
+from baselines.aggregation.link_slices import SliceRule
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import ORGANELLES, Organelle
 from em_bench_eval.score_volumes import open_labels, score_volumes
@@ -73,7 +73,7 @@ def twin_regions(shape: tuple[int, ...], level: str) -> Iterator[tuple[slice, ..
 
 def twin_instances(classes: np.ndarray, level: str) -> np.ndarray:
     if level == "L3":  # any common pixel links slices
-        from baselines.link_slices import union
+        from baselines.aggregation.link_slices import union
 
         flat = twin_instances(classes, "L2")
         links = [

@@ -22,7 +22,7 @@ LIGHT = {"numpy", "scipy"}
 EVALUATE_MODULE = "em_bench_eval/em_bench_eval.py"
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "evaluate", "dask", "neuroglancer", "skimage", "zarr"}
 COMMAND_FILES = (
-    "baselines/cli.py",
+    "baselines/cli_train.py",
     "baselines/cli_export.py",
     "baselines/cli_import.py",
     "baselines/cli_mismatch.py",

@@ -15,7 +15,7 @@ from round_trip import export, images_of, read_back, same_partition, score
 from scipy import ndimage
 
 from baselines.decode import DECODERS
-from baselines.import_decode import Rule, instances_of
+from baselines.external.import_decode import Rule, instances_of
 from em_bench_eval.rows import read_prediction_info, read_predictions, write_predictions
 from em_bench_eval.schema import Organelle, Prediction
 from em_bench_eval.volume_io import open_volume

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from scipy import ndimage
 
-from baselines.link_slices import SliceLinker, SliceRule, link_slices, union
+from baselines.aggregation.link_slices import SliceLinker, SliceRule, link_slices, union
 from em_bench_eval.errors import InputError
 from lpa import label
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baselines.map_store import chunk_of, create_maps, default_blocks, open_maps
+from baselines.volumes.map_store import chunk_of, create_maps, default_blocks, open_maps
 from em_bench_eval.errors import InputError
 
 NAMES = ("mito", "distance:mito")

@@ -12,13 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from baselines import mask2former_network
 from baselines.losses import IGNORE
-from baselines.mask2former_network import Mask2FormerConfig, transformers_config
 from baselines.model import Batch, count_parameters
 from baselines.models.mask2former import MODEL, SMALL, TINY, Mask2Former
+from baselines.networks import mask2former_network
+from baselines.networks.mask2former_network import Mask2FormerConfig, transformers_config
+from baselines.networks.query_loss import QueryLossWeights, QueryTargets, class_loss, match, query_loss, query_targets
 from baselines.optimizer import make_optimizer
-from baselines.query_loss import QueryLossWeights, QueryTargets, class_loss, match, query_loss, query_targets
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import Organelle
 

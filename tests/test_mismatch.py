@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from baselines.aggregation_levels import ALL, LEVELS, Cuts
-from baselines.aggregation_sides import ArrayMaps, Reference, reference_of_arrays
+from baselines.aggregation.aggregation_levels import ALL, LEVELS, Cuts
+from baselines.aggregation.aggregation_sides import ArrayMaps, Reference, reference_of_arrays
+from baselines.aggregation.mismatch import AGGREGATIONS, Mismatch, OrganelleMismatch, check_same_pixels, gaps, mismatch
+from baselines.aggregation.mismatch_figure import figure
+from baselines.aggregation.mismatch_report import as_csv, format_table
+from baselines.aggregation.mismatch_statement import main_cause, statement
 from baselines.cli_mismatch import mismatch as command
-from baselines.map_store import create_maps
-from baselines.mismatch import AGGREGATIONS, Mismatch, OrganelleMismatch, check_same_pixels, gaps, mismatch
-from baselines.mismatch_figure import figure
-from baselines.mismatch_report import as_csv, format_table
-from baselines.mismatch_statement import main_cause, statement
+from baselines.volumes.map_store import create_maps
 from em_bench_eval.errors import InputError
 from lpa import label
 

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from baselines import nnunet_export
 from baselines.cli_export import export as command
-from baselines.nnunet_export import ExportRequest, export
-from baselines.nnunet_layout import CASES_FILE, read_layout
+from baselines.external import nnunet_export
+from baselines.external.nnunet_export import ExportRequest, export
+from baselines.external.nnunet_layout import CASES_FILE, read_layout
 from em_bench_eval.align import align_image, aligned_shape
 from em_bench_eval.errors import InputError
 from em_bench_eval.rows import LabelledImage, decode_row, open_rows
@@ -276,7 +276,7 @@ def test_the_command(tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_a_volume_too_long_for_nifti(tmp_path: Path) -> None:
-    from baselines.plane_writers import write_nifti
+    from baselines.external.plane_writers import write_nifti
 
     planes = [np.zeros((1, 40_000), np.uint8)]
     with pytest.raises(InputError, match="too long for NIfTI"):

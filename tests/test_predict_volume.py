@@ -19,19 +19,20 @@ from scipy import ndimage
 from skimage.segmentation import watershed
 from torch import nn
 
-from baselines import cli_predict, volume_classes, volume_instances, volume_split
+from baselines import cli_predict
 from baselines.decode import DECODERS
-from baselines.gray import Gray
-from baselines.map_store import MapStore, create_maps, open_maps
 from baselines.model import Baseline, BaselineConfig
 from baselines.models.unet import UNet, UNetConfig
-from baselines.orthoplane import volume_maps
 from baselines.predict import Predictor
 from baselines.prediction_settings import TileSettings
 from baselines.preprocess import NORMALISATIONS
-from baselines.resample import Line
-from baselines.volume_instances import Target, label_maps, min_volume_nm3, read_table
-from baselines.volume_jobs import volume_name
+from baselines.volumes import volume_classes, volume_instances, volume_split
+from baselines.volumes.gray import Gray
+from baselines.volumes.map_store import MapStore, create_maps, open_maps
+from baselines.volumes.orthoplane import volume_maps
+from baselines.volumes.resample import Line
+from baselines.volumes.volume_instances import Target, label_maps, min_volume_nm3, read_table
+from baselines.volumes.volume_jobs import volume_name
 from em_bench_eval.align import align_image, aligned_shape, resize_image
 from em_bench_eval.cli_score import score
 from em_bench_eval.errors import InputError
@@ -207,8 +208,8 @@ def test_limits_of_a_large_slice_come_from_samples_and_of_other_types_are_refuse
     image = (np.random.default_rng(0).normal(120, 30, (1, 700, 900))).astype(np.float32)
     lines = (Line(1, 1, 1.0), Line(700, 700, 1.0), Line(900, 900, 1.0))
     exact = Gray("percentile-1-99", image, lines, False).normalise(image[:, :64, :64].copy(), 0, False)
-    monkeypatch.setattr("baselines.gray.EXACT_PIXELS", 1000)
-    monkeypatch.setattr("baselines.gray.WINDOW", 40)
+    monkeypatch.setattr("baselines.volumes.gray.EXACT_PIXELS", 1000)
+    monkeypatch.setattr("baselines.volumes.gray.WINDOW", 40)
     sampled = Gray("percentile-1-99", image, lines, False).normalise(image[:, :64, :64].copy(), 0, False)
     assert 0 < np.abs(sampled - exact).max() < 0.05
     with pytest.raises(InputError, match="needs gray values of 0 to 255"):

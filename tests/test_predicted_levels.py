@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.cli import train
 from baselines.cli_mismatch import mismatch
 from baselines.cli_predict import predict
+from baselines.cli_train import train
 from em_bench_eval.cli_score import score
 from em_bench_eval.errors import InputError
 from em_bench_eval.score_volumes import open_labels, score_volumes

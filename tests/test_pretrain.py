@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from baselines import pretrain_images, pretraining
 from baselines.cli_pretrain import pretrain as command
 from baselines.models.transunet import SMOKE, TransUNet
 from baselines.preprocess import CEM500K_MEAN, CEM500K_STD, percentile_normalised
-from baselines.pretrain_augment import (
+from baselines.pretrain import pretrain_images, pretraining
+from baselines.pretrain.pretrain_augment import (
     GRAY_SCALES,
     SECOND_SET,
     View,
@@ -32,13 +32,13 @@ from baselines.pretrain_augment import (
     noise,
     seen_through,
 )
-from baselines.pretrain_crops import HeldOut, SpoiltCrops, pair
-from baselines.pretrain_images import ImageFolder, PreparedImages, gray_values, open_images
-from baselines.pretrain_presets import PRESETS, preset
-from baselines.pretraining import PretrainRequest, pretrain
-from baselines.reconstruction import Reconstruction, load_reconstruction, reconstruction_loss
+from baselines.pretrain.pretrain_crops import HeldOut, SpoiltCrops, pair
+from baselines.pretrain.pretrain_images import ImageFolder, PreparedImages, gray_values, open_images
+from baselines.pretrain.pretrain_presets import PRESETS, preset
+from baselines.pretrain.pretraining import PretrainRequest, pretrain
+from baselines.pretrain.reconstruction import Reconstruction, load_reconstruction, reconstruction_loss
+from baselines.pretrain.skipped_images import LIST, SkippedImages
 from baselines.run_folder import RunFolder
-from baselines.skipped_images import LIST, SkippedImages
 from em_bench_eval.errors import InputError
 
 torch.set_num_threads(1)

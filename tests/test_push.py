@@ -19,14 +19,14 @@ import yaml
 from hub_double import HubDouble, online
 from hub_double_repos import Entry
 
-from baselines import hub_model
-from baselines.hub_model import EVAL_RESULTS, Publication, write_model
+from baselines.hub import hub_model
+from baselines.hub.hub_model import EVAL_RESULTS, Publication, write_model
+from baselines.hub.training_sources import TrainedOn, licence_of_weights
+from baselines.hub.transformers_export import EXPORTERS, SUBFOLDER, write_transformers
 from baselines.model import Baseline, load_model
 from baselines.models.unet import UNet
 from baselines.prediction_settings import weights_digest
 from baselines.pretrained import load_pretrained
-from baselines.training_sources import TrainedOn, licence_of_weights
-from baselines.transformers_export import EXPORTERS, SUBFOLDER, write_transformers
 from em_bench_eval import hub_upload
 from em_bench_eval.cli_push import KINDS, push
 from em_bench_eval.errors import InputError

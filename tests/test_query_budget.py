@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from baselines.query_budget import QueryBudget, piece_budget, query_budget
+from baselines.networks.query_budget import QueryBudget, piece_budget, query_budget
 from em_bench_eval.rows import encode_png
 from em_bench_eval.schema import Organelle
 

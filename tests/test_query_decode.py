@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.decode import DECODERS, Decoder
-from baselines.query_decode import QueryRule, contested, decode_queries, suppressed, upsampled
+from baselines.networks.query_decode import QueryRule, contested, decode_queries, suppressed, upsampled
 from em_bench_eval.schema import Organelle
 
 torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from resnet_twin import TwinResNet, random_twin
 from safetensors.torch import save_file
 from torch import Tensor
 
-from baselines.resnet_weights import load_exactly, read_resnet_weights, transformers_name
+from baselines.networks.resnet_weights import load_exactly, read_resnet_weights, transformers_name
 from em_bench_eval.errors import InputError
 
 torch.set_num_threads(1)

@@ -195,7 +195,7 @@ def test_settings_change_what_is_judged(pair: Any, tmp_path: Path) -> None:
 
 
 def test_a_box_cuts_both_sides_and_a_prediction_says_its_own(tmp_path: Path) -> None:
-    from baselines.aggregation_write import write_level
+    from baselines.aggregation.aggregation_write import write_level
 
     semantic = np.zeros((8, 16, 16), np.uint8)
     semantic[1:7, 2:8, 2:8] = 1

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from baselines import cli, training
+from baselines import cli_train as cli
+from baselines import training
 from baselines.early_stopping import Best
 from baselines.model import load_model
 from baselines.models.unet import UNet

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from baselines.losses import IGNORE
 from baselines.model import Batch, count_parameters
 from baselines.models.transunet import MODEL, RETINA, SMOKE, TransUNet, TransUNetConfig
-from baselines.resnet_v2 import HybridTrunk
+from baselines.networks.resnet_v2 import HybridTrunk
 from em_bench_eval.errors import InputError
 
 torch.set_num_threads(1)

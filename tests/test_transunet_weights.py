@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from scipy import ndimage, special
 
 from baselines.models.transunet import Encoder, TransUNet, TransUNetConfig
-from baselines.transunet_names import GOOGLE, STATE_DICTS, TIMM, TRANSUNET, renamed
-from baselines.transunet_weights import load_into, read_encoder_weights
-from baselines.vit import resized_positions
+from baselines.networks.transunet_names import GOOGLE, STATE_DICTS, TIMM, TRANSUNET, renamed
+from baselines.networks.transunet_weights import load_into, read_encoder_weights
+from baselines.networks.vit import resized_positions
 from em_bench_eval.errors import InputError
 
 torch.set_num_threads(1)

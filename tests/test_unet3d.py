@@ -11,13 +11,13 @@ import pytest
 import torch
 from scipy import ndimage
 
-from baselines.dataset_volumes import _runs, open_slabs
 from baselines.losses import IGNORE
 from baselines.model import Batch, count_parameters, load_model
 from baselines.models.unet3d import MODEL, UNet3D, UNet3DConfig
 from baselines.recipe import Recipe
 from baselines.training import TrainingRequest, train
-from baselines.volume_crops import BLOCK, VolumeCrops, aligned_block, blocks_of, cut_volume
+from baselines.volumes.dataset_volumes import _runs, open_slabs
+from baselines.volumes.volume_crops import BLOCK, VolumeCrops, aligned_block, blocks_of, cut_volume
 from em_bench_eval.errors import InputError
 
 torch.set_num_threads(1)

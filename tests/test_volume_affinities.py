@@ -11,14 +11,14 @@ import torch
 from scipy import ndimage
 from skimage.segmentation import watershed
 
-from baselines import volume_classes, volume_split
 from baselines.affinities import AFFINITY, pieces
 from baselines.decode import DECODERS, Decoder
-from baselines.map_store import MapStore, create_maps
 from baselines.models.unet3d import AFFINITIES
 from baselines.targets import affinity_target, boundary_target
-from baselines.volume_affinities import NETWORK_NM, AffinityGrid, Axis
-from baselines.volume_instances import Target, label_maps
+from baselines.volumes import volume_classes, volume_split
+from baselines.volumes.map_store import MapStore, create_maps
+from baselines.volumes.volume_affinities import NETWORK_NM, AffinityGrid, Axis
+from baselines.volumes.volume_instances import Target, label_maps
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import Organelle
 from em_bench_eval.volume_io import open_volume
@@ -149,7 +149,7 @@ def test_a_component_too_large_for_the_mutex_watershed_is_decided_by_the_pieces_
 @pytest.mark.parametrize("nm", [5.0, 8.0, 16.0])
 def test_volumes_of_other_voxels_than_the_networks(nm: float, tmp_path: Path) -> None:
     """The network's affinities, brought to the volume's grid as its maps are, still part what touches."""
-    from baselines.resample import Line
+    from baselines.volumes.resample import Line
 
     edge = 320.0
     aligned = _cells((40, 40, 40), (8.0,) * 3, seed=3)

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.losses import IGNORE
-from baselines.mask2former_network import Mask2FormerConfig, transformers_network
 from baselines.masks import Mask
 from baselines.model import Baseline, Batch, Model, Preset
-from baselines.query_budget import query_budget
-from baselines.query_decode import QueryRule, decode_queries
-from baselines.query_loss import QueryLossWeights, query_loss, query_targets
+from baselines.networks.mask2former_network import Mask2FormerConfig, transformers_network
+from baselines.networks.query_budget import query_budget
+from baselines.networks.query_decode import QueryRule, decode_queries
+from baselines.networks.query_loss import QueryLossWeights, query_loss, query_targets
 from baselines.recipe import Recipe, paper_recipe
 from em_bench_eval.schema import Organelle
 
@@ -134,7 +134,7 @@ class Mask2Former(Baseline):
 
     def load_encoder_weights(self, path: str | os.PathLike[str]) -> str:
         """Start from a local folder with a transformers Mask2Former (safetensors); see ``transfer_mask2former``."""
-        from baselines.transfer_mask2former import load_into
+        from baselines.networks.transfer_mask2former import load_into
 
         return load_into(self.network, Path(path))
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from baselines.dense import DenseBaseline, DenseConfig
 from baselines.model import Model, Preset
+from baselines.networks.resnet_v2 import HybridTrunk, Padding
+from baselines.networks.vit import Embedding, Transformer
 from baselines.recipe import Recipe, paper_recipe
-from baselines.resnet_v2 import HybridTrunk, Padding
-from baselines.vit import Embedding, Transformer
 
 STRIDE = 16  # of the transformer's tokens
 
@@ -127,7 +127,7 @@ class TransUNet(DenseBaseline):
         folders of ``em-bench pretrain`` and of a trained ``transunet``. To be repeated before a training is resumed,
         because freezing is no part of a checkpoint. Raises ``InputError`` if the weights do not fit.
         """
-        from baselines.transunet_weights import load_into, read_encoder_weights
+        from baselines.networks.transunet_weights import load_into, read_encoder_weights
 
         weights = read_encoder_weights(path)
         loaded = load_into(self.encoder, weights, self.config)
@@ -139,7 +139,7 @@ class TransUNet(DenseBaseline):
     @classmethod
     def config_for_weights(cls, config: TransUNetConfig, path: str | os.PathLike[str]) -> TransUNetConfig:
         """Return ``config`` with the width and depth that the tensors in ``path`` have."""
-        from baselines.transunet_weights import read_encoder_weights
+        from baselines.networks.transunet_weights import read_encoder_weights
 
         return dataclasses.replace(config, **read_encoder_weights(path).architecture())
 

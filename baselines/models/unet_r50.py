@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.backbone_weights import read_encoder_weights
 from baselines.dense import DenseBaseline, DenseConfig
 from baselines.model import Model, Preset
+from baselines.networks.backbone_weights import read_encoder_weights
+from baselines.networks.resnet_weights import load_exactly
 from baselines.recipe import Recipe, paper_recipe
-from baselines.resnet_weights import load_exactly
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class UNetR50(DenseBaseline):
         return x
 
     def load_encoder_weights(self, path: str | os.PathLike[str]) -> str:
-        """Start from published ResNet weights, see ``baselines.backbone_weights``; returns what was loaded."""
+        """Start from published ResNet weights, see ``baselines.networks.backbone_weights``; returns what was loaded."""
         weights = read_encoder_weights(path, "resnet")
         count = load_exactly(self.encoder, weights.tensors, path)
         return f"{weights.about}, {count} tensors, {'frozen' if self.config.freeze_encoder else 'trained'}"

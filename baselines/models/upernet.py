@@ -19,11 +19,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.backbone_weights import STAGES, read_encoder_weights
 from baselines.dense import DenseBaseline, DenseConfig
 from baselines.model import Model, Preset
+from baselines.networks.backbone_weights import STAGES, read_encoder_weights
+from baselines.networks.resnet_weights import COUNTER, load_exactly
 from baselines.recipe import Recipe, paper_recipe
-from baselines.resnet_weights import COUNTER, load_exactly
 from em_bench_eval.errors import InputError, unknown_name
 
 NORMS = "hidden_states_norms."  # of the backbone's outputs
@@ -136,7 +136,7 @@ class UperNet(DenseBaseline):
     def load_encoder_weights(self, path: str | os.PathLike[str]) -> str:
         """Start from published weights; returns what was loaded.
 
-        What is read, see ``baselines.backbone_weights``; colours are summed to gray. Of a UperNet's head, tensors of
+        What is read, see ``networks.backbone_weights``; colours are summed to gray. Of a UperNet's head, tensors of
         this head's shapes are taken over. Raises ``InputError`` unless all of the backbone fits.
         """
         weights = read_encoder_weights(path, self.config.backbone)

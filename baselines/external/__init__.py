@@ -1,0 +1,1 @@
+"""Other programs: what they are given, and what they predict."""

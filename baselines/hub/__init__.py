@@ -1,0 +1,1 @@
+"""Model repositories on the Hub: card, results, export to transformers."""

@@ -1,0 +1,1 @@
+"""Parts of the models: trunks, transformers, their losses, and the weights of others."""

@@ -1,0 +1,307 @@
+"""The loop of ``em-bench pretrain``: on Accelerate, one process or many, interruptible anywhere.
+
+What distinguishes it from ``baselines.training``: images without labels, each once per epoch; an input and a target
+instead of heads and partial labels; and pictures of images that are held out, so that one can see what is learnt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from baselines.data import name_without_path
+from baselines.memory_faults import out_of_memory_as_input_error
+from baselines.models.transunet import TransUNetConfig
+from baselines.optimizer import OPTIMIZERS, set_learning_rate
+from baselines.pretrain.pretrain_augment import gray_scale
+from baselines.pretrain.pretrain_crops import HeldOut, SpoiltCrops
+from baselines.pretrain.pretrain_images import PreparedImages, find_bad, open_images
+from baselines.pretrain.pretrain_picture import write_picture
+from baselines.pretrain.reconstruction import Reconstruction, reconstruction_loss, restored_images, save_reconstruction
+from baselines.pretrain.skipped_images import SkippedImages
+from baselines.progress import Progress
+from baselines.recipe import Recipe
+from baselines.run_folder import RunFolder
+from baselines.trackers import make_accelerator
+from em_bench_eval.errors import InputError
+
+LOG_EVERY = 10  # steps
+CROP_NUMBERS_END = 1 << 62
+
+
+@dataclass(frozen=True)
+class PretrainRequest:
+    """What decides the result of a pre-training, and where it goes."""
+
+    images: str
+    config: str  # of a dataset
+    out: Path
+    preset: str
+    architecture: TransUNetConfig
+    recipe: Recipe
+    epochs: float | None = None
+    stretch: float = 1.0
+    sources: tuple[str, ...] = ()  # only rows of these sources of a dataset; (): all
+    seed: int = 0
+    max_minutes: float | None = None  # if set, the learning rate follows the clock
+    mixed_precision: str = "no"
+    checkpoint_every: int = 500  # steps
+    workers: int = 0
+
+    def settings(self) -> dict[str, Any]:
+        """What a resumed pre-training must have in common with the one it goes on with."""
+        same = ("config", "preset", "epochs", "stretch", "seed", "max_minutes", "mixed_precision")
+        return {name: getattr(self, name) for name in same} | {
+            "images": name_without_path(self.images),
+            "sources": list(self.sources),
+            "architecture": dataclasses.asdict(self.architecture),
+            "recipe": dataclasses.asdict(self.recipe),
+        }
+
+
+def pretrain(request: PretrainRequest, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Pre-train as requested and return the folder of the finished encoder.
+
+    An interruption loses the steps since the last checkpoint. With ``resume`` it goes on there and ends with the
+    weights that it would have had otherwise, to the bit on one machine's CPU; not with ``max_minutes``.
+
+    Raises ``InputError`` for unusable images, an output folder in use, too little memory, or a loss that is no number.
+    """
+    run = RunFolder(request.out)
+    to_gray = gray_scale(request.architecture.normalisation).to_gray
+    images = PreparedImages(open_images(request.images, request.config, request.sources), to_gray)
+    accelerator = make_accelerator(request.out, request.mixed_precision, ())
+    settings = request.settings() | {"images_found": len(images), "processes": accelerator.num_processes}
+    run.check(settings, resume=resume, overwrite=overwrite)
+    if run.is_complete and not overwrite:
+        if accelerator.is_main_process:
+            print(f"{request.out} holds this pre-training, finished; --overwrite would start again.", file=sys.stderr)
+        return request.out
+    found: list[tuple[str, str]] = []
+    bad = find_bad(images, lambda name, reason: found.append((name, reason)))
+    accelerator.wait_for_everyone()
+    skipped = SkippedImages(request.out)
+    if accelerator.is_main_process:
+        if overwrite:
+            skipped.clear()
+        run.prepare(settings, overwrite=overwrite)
+        skipped.add(found)
+        skipped.announce()
+    accelerator.wait_for_everyone()
+    if accelerator.log_with:
+        accelerator.init_trackers("em-organelle-wild", config={"pretrain": request.preset})
+
+    torch.manual_seed(request.seed)
+    loop = _Loop(request, accelerator, run, images, bad, skipped)
+    loop.restore()
+    remedy = "use a smaller --batch-size or more processes; --resume goes on"
+    with out_of_memory_as_input_error("pre-training", remedy):
+        loop.run_to_end()
+    return request.out
+
+
+class _Loop:
+    def __init__(
+        self,
+        request: PretrainRequest,
+        accelerator: Any,
+        run: RunFolder,
+        images: PreparedImages,
+        bad: set[int],
+        skipped: SkippedImages,
+    ) -> None:
+        self.request, self.accelerator, self.run, self.skipped = request, accelerator, run, skipped
+        recipe, name = request.recipe, request.architecture.normalisation
+        self.held_out = HeldOut(images, bad, recipe.crop, name, request.seed)
+        training = sorted(set(range(len(images))) - bad - set(self.held_out.numbers))
+        self.crops = SpoiltCrops(images, training, recipe.crop, name, request.seed, skipped)
+        self.steps = recipe.steps
+        if self.steps is None and request.epochs is not None:
+            self.steps = max(1, math.ceil(request.epochs * len(training) / recipe.batch_size))
+        self.share = _share_of_a_process(recipe.batch_size, accelerator.num_processes)
+        self.progress = Progress(self.steps, request.max_minutes)
+        model = Reconstruction(request.architecture)
+        groups = [{"params": list(model.parameters()), "lr_factor": 1.0}]
+        self.model, self.optimizer = accelerator.prepare(model, OPTIMIZERS[recipe.optimizer](groups, recipe))
+        self.errors: dict[str, float] = {}
+        self.lr = recipe.lr
+
+    @property
+    def plain_model(self) -> Reconstruction:
+        model: Reconstruction = self.accelerator.unwrap_model(self.model)
+        return model
+
+    def restore(self) -> None:
+        """Go on from the last checkpoint, if there is one."""
+        if self.run.checkpoints:
+            folder = self.run.checkpoints[-1]
+            self.accelerator.load_state(str(folder))
+            self.progress.restore(folder)
+        if self.accelerator.is_main_process:
+            self.run.rewind_log(self.progress.step)
+
+    def batches(self) -> Iterator[dict[str, Tensor]]:
+        """Batches from the first crop that no step has used yet; crop numbers run over all processes."""
+        from torch.utils.data import DataLoader
+
+        loader: Any = DataLoader(
+            self.crops,  # type: ignore[arg-type]  # has a crop for every number, and so no length
+            batch_size=self.share,
+            sampler=range(self.progress.step * self.request.recipe.batch_size, CROP_NUMBERS_END),
+            num_workers=self.request.workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            persistent_workers=self.request.workers > 0,
+        )
+        return iter(self.accelerator.prepare(loader))
+
+    def run_to_end(self) -> None:
+        progress, batch_size = self.progress, self.request.recipe.batch_size
+        batches, fraction = self.batches(), progress.fraction(self.accelerator)
+        first, saved, training_seconds = progress.step, progress.step, 0.0
+        with tqdm(
+            total=self.steps,
+            initial=progress.step,
+            desc="pretrain",
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+        ) as bar:
+            while fraction < 1.0:
+                since = time.monotonic()
+                loss = self.step(next(batches), fraction)
+                progress.step += 1
+                progress.crops += batch_size
+                fraction = progress.fraction(self.accelerator)
+                save = progress.step % self.request.checkpoint_every == 0 or fraction >= 1.0
+                log = progress.step % LOG_EVERY == 0 or save
+                values = {"loss": self.checked(loss, saved)} if log else {}
+                training_seconds += time.monotonic() - since
+                bar.update()
+                if save:
+                    self.look()
+                if log:
+                    values["images_per_s"] = (progress.step - first) * batch_size / training_seconds
+                    self.log(values, bar)
+                if save:
+                    self.save()
+                    saved = progress.step
+        self.finish()
+
+    def step(self, batch: dict[str, Tensor], fraction: float) -> Tensor:
+        recipe, step = self.request.recipe, self.progress.step
+        self.lr = recipe.learning_rate(step, fraction / self.request.stretch)
+        set_learning_rate(self.optimizer, self.lr)
+        torch.manual_seed(_step_seed(self.request.seed, step, self.accelerator.process_index))
+        with self.accelerator.autocast():
+            restored = self.model(batch["image"].to(self.accelerator.device))
+        loss = reconstruction_loss(restored, batch["target"].to(self.accelerator.device))
+        self.accelerator.backward(loss)
+        if recipe.clip is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+    def checked(self, loss: Tensor, saved: int) -> float:
+        """Loss as a number, mean over the processes; raises ``InputError`` if it, or a weight, is none."""
+        value = float(self.accelerator.reduce(loss, reduction="mean"))
+        if math.isfinite(value) and all(bool(torch.isfinite(weight).all()) for weight in self.model.parameters()):
+            return value
+        raise InputError(
+            f"pre-training diverged by step {self.progress.step}: the loss or a weight is not a finite number",
+            found=f"loss {value:g}",
+            remedy=f"lower --lr (now {self.request.recipe.lr:g}) or use --mixed-precision no; "
+            + (f"the checkpoint of step {saved} in {self.run.path} is intact" if saved else "nothing was saved yet"),
+        )
+
+    def look(self) -> None:
+        """Restore the held-out crops: their errors, and the picture."""
+        if not self.accelerator.is_main_process:
+            return
+        device, crops = self.accelerator.device, self.held_out
+        restored = restored_images(self.plain_model, crops.inputs.to(device)).cpu()
+        self.errors = {
+            "held_out_mse": float(reconstruction_loss(restored, crops.targets)),
+            "held_out_mse_of_input": float(reconstruction_loss(crops.inputs, crops.targets)),
+        }
+        about = f"step {self.progress.step}"
+        write_picture(
+            self.run.path, crops.inputs, crops.targets, restored, self.request.architecture.normalisation, about
+        )
+
+    def log(self, values: dict[str, float], bar: Any) -> None:
+        values |= self.errors | {"lr": self.lr}
+        self.accelerator.log(values, step=self.progress.step)
+        if self.accelerator.is_main_process:
+            rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
+            self.run.append_log({"step": self.progress.step, "seconds": round(self.progress.seconds, 2), **rounded})
+        shown = {"loss": f"{values['loss']:.3f}", "images/s": f"{values['images_per_s']:.1f}"}
+        if self.errors:
+            shown["held out"] = f"{self.errors['held_out_mse']:.3f}"
+        bar.set_postfix(shown)
+
+    def save(self) -> None:
+        step, partial = self.progress.step, self.run.partial_checkpoint(self.progress.step)
+        self.accelerator.save_state(str(partial))
+        if self.accelerator.is_main_process:
+            self.progress.save(partial)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.run.commit(step)
+        self.accelerator.wait_for_everyone()
+
+    def finish(self) -> None:
+        if self.accelerator.is_main_process:
+            self.skipped.announce()
+            model = self.plain_model
+            model.training_info = self.training_info()
+            save_reconstruction(model, self.run.path)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+    def training_info(self) -> dict[str, Any]:
+        """What ``config.json`` and the card say."""
+        request = self.request
+        return {
+            "images": name_without_path(request.images),
+            "sources": list(request.sources),
+            "images_trained_on": len(self.crops.numbers),
+            "images_left_out": len(self.skipped),
+            "preset": request.preset,
+            "seed": request.seed,
+            "steps": self.progress.step,
+            "crops": self.progress.crops,
+            "minutes": round(self.progress.seconds / 60, 2),
+            "mixed_precision": request.mixed_precision,
+            **{name: round(value, 4) for name, value in self.errors.items()},
+            "recipe": dataclasses.asdict(request.recipe),
+            "versions": {name: version(name) for name in ("torch", "accelerate", "numpy", "scipy")}
+            | {"python": platform.python_version()},
+        }
+
+
+def _step_seed(seed: int, step: int, process: int) -> int:
+    """Seed of a step's dropout; set anew at each step, so that a resumed training drops what it would have dropped."""
+    return int(np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _share_of_a_process(batch_size: int, processes: int) -> int:
+    if batch_size % processes:
+        raise InputError(
+            f"a batch of {batch_size} images cannot be divided",
+            found=f"{processes} processes",
+            remedy="use a --batch-size that is a multiple of the number of processes",
+        )
+    return batch_size // processes
