@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from em_bench_eval.errors import InputError
 
 KINDS = ("point", "point+4neg", "box", "box+1+4")  # baselines.prompts.PROMPTS, which imports scipy
+CORE = "core"  # SAM on transformers; the other engines are baselines.sam_packages.ENGINES
+ENGINES = (CORE, "segment-anything", "micro-sam-amg", "micro-sam-ais", "micro-sam-apg")
 EPILOG = """examples:
   em-bench sam --weights sam_vit_b_01ec64.pth --dataset em-organelle-wild --split test --out predictions/sam
       automatic: masks at a grid of points; then em-bench score predictions/sam em-organelle-wild
@@ -17,6 +20,9 @@ EPILOG = """examples:
       prompts made from the reference: an upper bound, never ranked with automatic predictions
   em-bench sam --weights sam_vit_b_01ec64.pth --classes-from runs/unet --dataset em-organelle-wild --out vote
       the masks of SAM, the organelles of a trained dense model: scored like every other prediction
+  em-bench sam --weights vit_b_em_organelles.pt --engine micro-sam-ais --decoder vit_b_em_organelles_decoder.pt \\
+      --dataset em-organelle-wild --out predictions/micro-sam-ais
+      by micro-SAM's own package, in the environment of the extra `sam` (docs/sam.md)
   em-bench sam --weights sam_vit_b_01ec64.pth --convert checkpoints/sam
       safetensors, config.json and a model card, for --weights or the Hub
 
@@ -36,9 +42,7 @@ def sam(argv: Sequence[str]) -> int:
     if options.mode == "automatic" and options.prompts is not None:
         raise InputError("--prompts belongs to the prompted mode", remedy="add --mode prompted, or leave it away")
 
-    from baselines.sam_weights import load_sam
-
-    model = load_sam(options.weights)
+    model = _model(options)
     if options.convert is not None:
         from baselines.pretrained import save_pretrained
 
@@ -58,22 +62,56 @@ def sam(argv: Sequence[str]) -> int:
         min_area=options.min_area,
         drop_background=not options.keep_background,
     )
+    settings = SamSettings(
+        options.mode, grid, options.prompts or "box", reference_ids=options.reference_ids, seed=options.seed
+    )
+    if options.engine != CORE:
+        from baselines.sam_packages import engine_settings
+
+        settings = engine_settings(model, settings)
     count = predict_sam(
         model,
         options.dataset,
         options.config,
         options.split,
         options.out,
-        SamSettings(
-            options.mode, grid, options.prompts or "box", reference_ids=options.reference_ids, seed=options.seed
-        ),
-        name=options.name or _guessed_name(options.weights),
+        settings,
+        name=options.name or _guessed_name(options.weights, options.engine),
         weights=options.weights,
         classes_from=options.classes_from,
         overwrite=options.overwrite,
     )
     print(f"{options.out}: {count} images")
     return 0
+
+
+def _model(options: argparse.Namespace) -> Any:
+    decoder_options = ("decoder", "foreground", "centre_distance", "boundary_distance")
+    given = [f"--{name.replace('_', '-')}" for name in decoder_options if getattr(options, name) is not None]
+    if given and options.engine not in ("micro-sam-ais", "micro-sam-apg"):
+        raise InputError(
+            f"{', '.join(given)}: the engine {options.engine} has no decoder",
+            expected="--engine micro-sam-ais or micro-sam-apg",
+        )
+    if options.engine == CORE:
+        from baselines.sam_weights import load_sam
+
+        return load_sam(options.weights)
+    if options.convert is not None:
+        raise InputError("--convert needs no engine", found=f"--engine {options.engine}", remedy="leave it away")
+    from baselines.sam_packages import load_engine
+
+    thresholds = {name: getattr(options, name) for name in decoder_options[1:]}
+    return load_engine(
+        options.engine,
+        options.weights,
+        decoder=options.decoder,
+        decoder_settings={
+            **{name: value for name, value in thresholds.items() if value is not None},
+            **({"min_area": options.min_area} if options.min_area else {}),
+        },
+        drop_background=not options.keep_background,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,7 +130,11 @@ def _parser() -> argparse.ArgumentParser:
         "transformers: folder or Hub name (facebook/sam-vit-base)",
     )
     add("--convert", type=Path, metavar="FOLDER", help="write the weights as a checkpoint folder")
-    add("--name", metavar="NAME", help="what the records call the model (default: sam, or micro-sam by the file name)")
+    add(
+        "--name",
+        metavar="NAME",
+        help="what the records call the model (default: sam or micro-sam by the file's name, or the engine)",
+    )
     add("--dataset", metavar="DATASET", help="dataset folder, or name on the Hub")
     add("--config", default="wild", metavar="NAME", help="configuration of the dataset (default: %(default)s)")
     add("--split", default="test", metavar="NAME", help="default: %(default)s")
@@ -100,6 +142,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace other predictions in OUT")
     add("--mode", choices=("automatic", "prompted"), default="automatic", help="default: %(default)s")
     add("--classes-from", metavar="CHECKPOINT", help="dense model (unet, ...) that says which organelle a mask is")
+    add(
+        "--engine",
+        choices=ENGINES,
+        default=CORE,
+        help="SAM on transformers, or the package of its authors, from the extra `sam` (default: %(default)s)",
+    )
     prompted = parser.add_argument_group("prompted: everything here is made from the reference")
     prompted.add_argument(
         "--prompts",
@@ -133,10 +181,21 @@ def _parser() -> argparse.ArgumentParser:
     grid.add_argument(
         "--keep-background", action="store_true", help="keep the largest object also if it covers most of the image"
     )
+    decoder = parser.add_argument_group("micro-sam-ais, micro-sam-apg: micro-SAM's decoder; thresholds are 0.5")
+    decoder.add_argument(
+        "--decoder",
+        metavar="FILE",
+        help="its weights (default: decoder_state in WEIGHTS); tensors only, no other pickle",
+    )
+    decoder.add_argument("--foreground", type=float, metavar="P", help="pixels above may belong to an object")
+    decoder.add_argument("--centre-distance", type=float, metavar="D", help="seeds lie below,")
+    decoder.add_argument("--boundary-distance", type=float, metavar="D", help="and below this")
     return parser
 
 
-def _guessed_name(weights: str) -> str:
+def _guessed_name(weights: str, engine: str) -> str:
     """micro-SAM names its models after what they are for: vit_b_em_organelles, vit_l_lm, ..."""
+    if engine.startswith("micro-sam"):
+        return engine
     stem = Path(weights).name.lower()
     return "micro-sam" if any(part in stem for part in ("micro", "_em", "_lm")) else "sam"
