@@ -378,7 +378,14 @@ def test_an_interrupted_build_leaves_the_earlier_dataset_and_can_be_rerun(
     fake.lucchipp(raw, shape=(60, 400, 400))
     command = [sys.executable, "-m", "em_bench_eval.cli", "build", "--raw", str(raw), "--out", str(earlier)]
     command += ["--source", "vnc_sstem", "--source", "lucchipp", "--overwrite"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path,
+        # a shell starts what it puts into the background deaf to Ctrl-C, and its children with it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".*partial/dataset/volumes/lucchipp*")) and time.monotonic() < deadline:
         assert process.poll() is None, "the build ended before it could be interrupted"
