@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dense_double import disc_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baselines.losses import IGNORE
-from baselines.model import Batch, count_parameters
+from baselines.model import count_parameters
 from baselines.models.transunet import MODEL, RETINA, SMOKE, TransUNet, TransUNetConfig
 from baselines.networks.resnet_v2 import HybridTrunk
 from em_bench_eval.errors import InputError
@@ -98,32 +98,13 @@ def test_half_resolution_decoder_stays_in_register() -> None:
         assert abs((weight * x).sum() / weight.sum() - 19.5) < 6
 
 
-def _batch(size: int = 64) -> Batch:
-    """Bright discs are mitochondria, dark ones nuclei; half of the second image is unknown."""
-    y, x = np.mgrid[:size, :size]
-    disc = (y - size // 3) ** 2 + (x - size // 3) ** 2 < (size // 5) ** 2
-    other = (y - 2 * size // 3) ** 2 + (x - 2 * size // 3) ** 2 < (size // 6) ** 2
-    image = np.where(disc, 1.0, np.where(other, -1.0, 0.0)).astype(np.float32)
-    semantic = np.where(disc, 1, np.where(other, 2, 0))
-    unknown = semantic.copy()
-    unknown[:, size // 2 :] = IGNORE
-    depth = np.clip(1 - np.hypot(y - size // 3, x - size // 3) / (size // 5), 0, 1).astype(np.float32)
-    return {
-        "image": torch.from_numpy(np.stack([image, image]))[:, None],
-        "semantic": torch.from_numpy(np.stack([semantic, unknown])),
-        "instances": torch.from_numpy(np.stack([semantic, semantic])),
-        "distance": torch.from_numpy(np.stack([depth, depth])),
-        "annotated": torch.tensor([[True, True, False, False, False]] * 2),
-    }
-
-
 @pytest.mark.parametrize("levels", [3, 4])
 def test_it_overfits_one_batch(levels: int) -> None:
     torch.manual_seed(0)
     config = dataclasses.replace(
         SMOKE, decoder_channels=(32, 16, 8, 8)[:levels], trained_organelles=("mito", "nucleus")
     )
-    model, batch = TransUNet(config), _batch()
+    model, batch = TransUNet(config), disc_batch()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     history = []
     for _ in range(30):

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
+from dense_double import disc_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baselines.losses import IGNORE
-from baselines.model import Batch, count_parameters, load_model
+from baselines.model import count_parameters, load_model
 from baselines.models.unet import MODEL, UNet, UNetConfig
 from em_bench_eval.errors import InputError
 
 torch.set_num_threads(1)
 TINY = UNetConfig(width=4, depth=2, norm_groups=2, trained_organelles=("mito", "er"))
-
-
-def _batch(size: int = 32) -> Batch:
-    """Bright discs are mitochondria, dark ones nuclei; half of the second image is unknown."""
-    y, x = np.mgrid[:size, :size]
-    disc = (y - size // 3) ** 2 + (x - size // 3) ** 2 < (size // 5) ** 2
-    other = (y - 2 * size // 3) ** 2 + (x - 2 * size // 3) ** 2 < (size // 6) ** 2
-    image = np.where(disc, 1.0, np.where(other, -1.0, 0.0)).astype(np.float32)
-    semantic = np.where(disc, 1, np.where(other, 2, 0))
-    unknown = semantic.copy()
-    unknown[:, size // 2 :] = IGNORE
-    depth = np.clip(1 - np.hypot(y - size // 3, x - size // 3) / (size // 5), 0, 1).astype(np.float32)
-    return {
-        "image": torch.from_numpy(np.stack([image, image]))[:, None],
-        "semantic": torch.from_numpy(np.stack([semantic, unknown])),
-        "instances": torch.from_numpy(np.stack([semantic, semantic])),
-        "distance": torch.from_numpy(np.stack([depth, depth])),
-        "annotated": torch.tensor([[True, True, False, False, False]] * 2),
-    }
 
 
 @pytest.mark.parametrize(
@@ -73,7 +53,7 @@ def test_maps_hold_trained_organelles_only_and_are_probabilities() -> None:
 
 def test_it_overfits_one_batch() -> None:
     torch.manual_seed(0)
-    model, batch = UNet(UNetConfig(width=8, depth=2, trained_organelles=("mito", "nucleus"))), _batch()
+    model, batch = UNet(UNetConfig(width=8, depth=2, trained_organelles=("mito", "nucleus"))), disc_batch(32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     history = []
     for _ in range(40):
