@@ -36,6 +36,8 @@ def request_of(options: argparse.Namespace, out: Path) -> Any:
 
     preset = load_model(options.model).preset(options.preset)
     recipe = dataclasses.replace(preset.recipe, steps=options.steps, patience=None)
+    if options.crops is not None:
+        recipe = dataclasses.replace(recipe, batch_size=options.crops)
     return TrainingRequest(
         model=options.model,
         dataset=options.dataset,
@@ -223,6 +225,7 @@ def main() -> None:
     parser.add_argument("--model", default="unet")
     parser.add_argument("--preset", default="quick")
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--crops", type=int, help="per step, instead of the preset's")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--tile", type=int, default=512)
