@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
 from baselines.masks import Mask, cut_to_box
 from baselines.models.sam import Sam
 from baselines.sam_grid import GridSettings
+from baselines.sam_weights import read_content
 from baselines.segment_anything_runner import Gray, SegmentAnything, arguments
 from em_bench_eval.errors import InputError
 
@@ -178,23 +178,7 @@ class MicroSamApg(MicroSamDecoder):
 
 def read_decoder(path: Path) -> dict[str, Tensor]:
     """Read the weights of micro-SAM's segmentation decoder; a pickle of more than tensors is refused."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch raise all sorts for other, cut or refused files
-        refused = "weights_only" in str(error) or "Unsupported global" in str(error)
-        raise InputError(
-            f"{path} cannot be read",
-            found="a pickle with more than tensors, which is not read because it can run code"
-            if refused
-            else f"{type(error).__name__}: {(str(error).strip() or 'empty file').splitlines()[0]}",
-            expected=EXPECTED,
-            remedy=TO_SAFETENSORS if refused else "download it again",
-        ) from error
+    content = read_content(path, EXPECTED, TO_SAFETENSORS)
     if isinstance(content, Mapping) and isinstance(content.get("decoder_state"), Mapping):
         content = content["decoder_state"]
     tensors = {str(name): value for name, value in content.items()} if isinstance(content, Mapping) else {}

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -52,6 +53,11 @@ class Progress:
         state = json.loads((folder / PROGRESS_FILE).read_text())
         self.step, self.crops, self._before = state["step"], state["crops"], state["seconds"]
         self._since = time.monotonic()
+
+
+def step_seed(seed: int, step: int, process: int) -> int:
+    """Seed of torch's generator for a step of a process: a resumed training drops and samples what it would have."""
+    return int(np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class Average:

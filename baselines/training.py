@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -26,7 +25,7 @@ from baselines.memory_faults import out_of_memory_as_input_error
 from baselines.model import Baseline, BaselineConfig, Batch, load_model
 from baselines.optimizer import make_optimizer, set_learning_rate
 from baselines.preprocess import normalisation
-from baselines.progress import Average, Progress
+from baselines.progress import Average, Progress, step_seed
 from baselines.recipe import Recipe
 from baselines.run_folder import RunFolder
 from baselines.trackers import make_accelerator
@@ -305,11 +304,6 @@ class _Loop:
             model.save_pretrained(self.run.path)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-
-
-def step_seed(seed: int, step: int, process: int) -> int:
-    """Seed of torch's generator for one optimisation step of one process."""
-    return int(np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _share_of_a_process(request: TrainingRequest, processes: int) -> tuple[int, int]:

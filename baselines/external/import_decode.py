@@ -13,6 +13,7 @@ from scipy import ndimage
 from baselines.decode import DECODERS, Decoder, split
 from baselines.external.import_arrays import read_nearest
 from baselines.external.row_boxes import Triple
+from baselines.flood import filled
 from em_bench_eval.errors import InputError
 from em_bench_eval.opened import Box, Opened, whole_numbers
 from em_bench_eval.schema import Organelle
@@ -184,13 +185,13 @@ def _by_volume(
 ) -> tuple[Labels, dict[int, Organelle]]:
     import lpa
 
-    filled = _fill_holes(classes, rule)
+    whole = _fill_holes(classes, rule)
     connectivity: int | Mapping[str, int] = lpa.DEFAULT_CONNECTIVITY if rule.connectivity is None else rule.connectivity
-    labels = lpa.label(filled, connectivity=connectivity, relabel="compact")
+    labels = lpa.label(whole, connectivity=connectivity, relabel="compact")
     organelles = list(Organelle)
     count = int(labels.max(initial=0))
     class_of, largest = np.zeros(count + 1, np.uint8), np.zeros(count + 1)
-    for plane, values in zip(labels, filled, strict=True):
+    for plane, values in zip(labels, whole, strict=True):
         class_of[plane] = values
         np.maximum(largest, np.bincount(plane.ravel(), minlength=count + 1), out=largest)
     smallest = np.array([0.0, *(rule.decoder(organelle).min_area_nm2 for organelle in organelles)])
@@ -205,12 +206,12 @@ def _fill_holes(classes: Classes, rule: Rule) -> Classes:
     compact = [o for o in _organelles_in(classes) if rule.decoder(o).fill_holes]
     if not compact:
         return classes
-    filled = classes.copy()
-    for plane in filled:
+    result = classes.copy()
+    for plane in result:
         for organelle in compact:
-            inside = ndimage.binary_fill_holes(plane == organelle.label_id)
+            inside = filled(plane == organelle.label_id)
             plane[inside & (plane == 0)] = organelle.label_id
-    return filled
+    return result
 
 
 def _organelles_in(classes: Classes) -> list[Organelle]:

@@ -18,6 +18,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from baselines.decode import DECODERS, Decoder
+from baselines.flood import filled
 from baselines.masks import Mask, cut_to_box, drop_small
 from em_bench_eval.schema import Organelle
 
@@ -154,10 +155,10 @@ def _filled(masks: Sequence[Mask], decoders: Mapping[Organelle, Decoder]) -> lis
         mask = result[index]
         if mask.organelle is None or not decoders[mask.organelle].fill_holes:
             continue
-        plane = ndimage.binary_fill_holes(mask.mask)
+        plane = filled(mask.mask)
         if plane.sum() == mask.area:
             continue
         for other in result[:index] + result[index + 1 :]:
-            plane &= ~other.moved((-mask.corner[0], -mask.corner[1])).plane(plane.shape)
+            plane &= ~other.moved((-mask.corner[0], -mask.corner[1])).plane((plane.shape[0], plane.shape[1]))
         result[index] = Mask(plane, mask.corner, mask.organelle, mask.score)
     return result

@@ -17,7 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -32,7 +31,7 @@ from baselines.pretrain.pretrain_images import PreparedImages, find_bad, open_im
 from baselines.pretrain.pretrain_picture import write_picture
 from baselines.pretrain.reconstruction import Reconstruction, reconstruction_loss, restored_images, save_reconstruction
 from baselines.pretrain.skipped_images import SkippedImages
-from baselines.progress import Progress
+from baselines.progress import Progress, step_seed
 from baselines.recipe import Recipe
 from baselines.run_folder import RunFolder
 from baselines.trackers import make_accelerator
@@ -203,7 +202,7 @@ class _Loop:
         recipe, step = self.request.recipe, self.progress.step
         self.lr = recipe.learning_rate(step, fraction / self.request.stretch)
         set_learning_rate(self.optimizer, self.lr)
-        torch.manual_seed(_step_seed(self.request.seed, step, self.accelerator.process_index))
+        torch.manual_seed(step_seed(self.request.seed, step, self.accelerator.process_index))
         with self.accelerator.autocast():
             restored = self.model(batch["image"].to(self.accelerator.device))
         loss = reconstruction_loss(restored, batch["target"].to(self.accelerator.device))
@@ -290,11 +289,6 @@ class _Loop:
             "versions": {name: version(name) for name in ("torch", "accelerate", "numpy", "scipy")}
             | {"python": platform.python_version()},
         }
-
-
-def _step_seed(seed: int, step: int, process: int) -> int:
-    """Seed of a step's dropout; set anew at each step, so that a resumed training drops what it would have dropped."""
-    return int(np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _share_of_a_process(batch_size: int, processes: int) -> int:
