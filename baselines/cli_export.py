@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from em_bench_eval.argument_types import positive_float
 from em_bench_eval.schema import ORGANELLES, TARGET_PIXEL_SIZE_NM
 
 EPILOG = """examples:
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--format", choices=("nifti", "tiff", "png"), default="nifti", help="default: %(default)s; png: 2D only")
     add(
         "--pixel-nm",
-        type=_size,
+        type=positive_float,
         metavar="NM",
         help=f"align planes to pixels of this size, as the baselines do to {TARGET_PIXEL_SIZE_NM:g} (default: native)",
     )
@@ -91,10 +92,3 @@ def _parser() -> argparse.ArgumentParser:
     add("--name", default="EM", help="nnU-Net's name of the dataset (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace another export in OUT")
     return parser
-
-
-def _size(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from em_bench_eval.argument_types import voxel_size_nm
 from em_bench_eval.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the aggregation of Dice that statement and figure show (default: %(default)s); the files hold all",
     )
     add("--organelle", help="what the reference holds, where it does not say it itself")
-    add("--voxel-size-nm", metavar="Z,Y,X", help="where no file states it")
+    add("--voxel-size-nm", type=voxel_size_nm, metavar="Z,Y,X", help="where no file states it")
     return parser
 
 
@@ -92,7 +93,7 @@ def mismatch(argv: Sequence[str]) -> int:
     from baselines.aggregation.mismatch_statement import statement
     from em_bench_eval.schema import ORGANELLES
 
-    size = _numbers(arguments.voxel_size_nm) if arguments.voxel_size_nm else None
+    size = arguments.voxel_size_nm
     maps = _maps(arguments.maps)
     reference = open_reference(arguments.reference, arguments.organelle, size)
     if maps is not None and tuple(maps.shape) != reference.shape:  # a fold's part of a volume says where it lies
@@ -144,13 +145,3 @@ def _semantic(location: str | None) -> Any:
     from em_bench_eval.volume_io import open_volume
 
     return open_volume(location).as_labels()
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) != 3 or not all(0 < number < float("inf") for number in numbers):
-        raise InputError("--voxel-size-nm is no voxel size", found=text, expected="three positive numbers, Z,Y,X in nm")
-    return numbers

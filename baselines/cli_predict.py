@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from em_bench_eval.argument_types import positive_int, share, voxel_size_nm, whole_number
 from em_bench_eval.errors import InputError
 
 if TYPE_CHECKING:
@@ -215,18 +216,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--rows-of", default="wild", metavar="NAME", help="with --config volumes: whose split (default: %(default)s)")
     add("--only", action="append", default=[], metavar="ID", help="with --config volumes: this volume; repeatable")
     add("--volume", metavar="FILE", help="a volume instead of a dataset: path or URL")
-    add("--voxel-size-nm", type=_sizes, metavar="Z,Y,X", help="where FILE does not say it, or says it wrong")
+    add("--voxel-size-nm", type=voxel_size_nm, metavar="Z,Y,X", help="where FILE does not say it, or says it wrong")
     how = parser.add_argument_group("how")
     add = how.add_argument
     add(
         "--tile",
-        type=_positive,
+        type=positive_int,
         default=0,
         metavar="PIXELS",
         help="edge, at 8 nm (default: 512, in 3D 128; the training crop for models whose view has a size)",
     )
-    add("--margin", type=_natural, default=-1, metavar="PIXELS", help="rim that is not used (default: 32; 3D: 16)")
-    add("--overlap", type=_share, default=0.25, metavar="SHARE", help="of neighbouring tiles (default: %(default)s)")
+    add("--margin", type=whole_number, default=-1, metavar="PIXELS", help="rim that is not used (default: 32; 3D: 16)")
+    add("--overlap", type=share, default=0.25, metavar="SHARE", help="of neighbouring tiles (default: %(default)s)")
     add("--batch-size", type=_batch, metavar="N|auto", help="tiles at a time (default: auto: what fits into memory)")
     add("--symmetries", action="store_true", help="average over flips and turns: better, and eight times slower")
     add(
@@ -251,46 +252,15 @@ def _parser() -> argparse.ArgumentParser:
         "slices, L3 slices linked through z, L4 blocks, L5 whole volume; components, as em-bench mismatch has them",
     )
     add("--oracle", action="store_true", help="with --aggregation: also from perfect pixels, the reference's")
-    add("--patch", type=_positive, default=512, metavar="VOXELS", help="of L0 and L1 (default: %(default)s)")
-    add("--block", type=_positive, default=128, metavar="VOXELS", help="of L4 (default: %(default)s)")
+    add("--patch", type=positive_int, default=512, metavar="VOXELS", help="of L0 and L1 (default: %(default)s)")
+    add("--block", type=positive_int, default=128, metavar="VOXELS", help="of L4 (default: %(default)s)")
     add("--discard-maps", action="store_true", help="of volumes: delete OUT/maps once instances are made of them")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     return parser
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
-
-
 def _batch(text: str) -> int | None:
-    return None if text == "auto" else _positive(text)
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
-    return value
-
-
-def _sizes(text: str) -> tuple[float, ...]:
-    try:
-        sizes = tuple(map(float, text.split(",")))
-    except ValueError:
-        sizes = ()
-    if len(sizes) != 3 or not all(0 < size < float("inf") for size in sizes):
-        raise argparse.ArgumentTypeError(f"{text} is not three positive numbers Z,Y,X in nm")
-    return sizes
+    return None if text == "auto" else positive_int(text)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from em_bench_eval.argument_types import positive_float, positive_int
+
 RECIPE_OPTIONS = ("steps", "batch_size", "lr")  # options that replace a number of the preset's recipe
 
 
@@ -69,33 +71,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", required=True, type=Path, metavar="OUT", help="folder for the weights, the log and the picture")
     add("--preset", default="quick", metavar="NAME", help="retina, retina-192, quick or smoke (default: %(default)s)")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=_positive_int, metavar="N", help="optimisation steps (default: the preset's)")
-    length.add_argument("--epochs", type=_positive, metavar="N", help="so many passes over the images instead")
-    add("--max-minutes", type=_positive, metavar="M", help="train for this long instead; with --steps, at most")
-    add("--batch-size", type=_positive_int, metavar="N", help="crops per step, over all processes (default: preset's)")
-    add("--lr", type=_positive, metavar="RATE", help="peak learning rate (default: the preset's)")
+    length.add_argument("--steps", type=positive_int, metavar="N", help="optimisation steps (default: the preset's)")
+    length.add_argument("--epochs", type=positive_float, metavar="N", help="so many passes over the images instead")
+    add("--max-minutes", type=positive_float, metavar="M", help="train for this long instead; with --steps, at most")
+    add("--batch-size", type=positive_int, metavar="N", help="crops per step, over all processes (default: preset's)")
+    add("--lr", type=positive_float, metavar="RATE", help="peak learning rate (default: the preset's)")
     add("--seed", type=int, default=0, metavar="N", help="of weights, crops and augmentation (default: %(default)s)")
     add("--mixed-precision", default="no", choices=("no", "bf16", "fp16"), help="default: %(default)s")
     add("--workers", type=int, default=0, metavar="N", help="data-loading processes (default: none but this one)")
-    add("--checkpoint-every", type=_positive_int, default=500, metavar="N", help="steps (default: %(default)s)")
+    add("--checkpoint-every", type=positive_int, default=500, metavar="N", help="steps (default: %(default)s)")
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help="go on from OUT's last checkpoint, if it has one")
     either.add_argument("--overwrite", action="store_true", help="delete the pre-training in OUT and start again")
     return parser
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
 
 
 if __name__ == "__main__":  # under accelerate launch

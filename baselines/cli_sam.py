@@ -9,8 +9,8 @@ from typing import Any
 
 from em_bench_eval.errors import InputError
 
-KINDS = ("point", "point+4neg", "box", "box+1+4")  # baselines.prompts.PROMPTS, which imports scipy
-CORE = "core"  # SAM on transformers; the other engines are baselines.sam_packages.ENGINES
+KINDS = ("point", "point+4neg", "box", "box+1+4")  # baselines.sam.prompts.PROMPTS, which imports scipy
+CORE = "core"  # SAM on transformers; the other engines are baselines.sam.engines.ENGINES
 ENGINES = (CORE, "segment-anything", "micro-sam-amg", "micro-sam-ais", "micro-sam-apg")
 EPILOG = """examples:
   em-bench sam --weights sam_vit_b_01ec64.pth --dataset em-organelle-wild --split test --out predictions/sam
@@ -50,8 +50,8 @@ def sam(argv: Sequence[str]) -> int:
         print(f"{options.convert}: {model.training_info.get('architecture')}")
     if options.dataset is None or options.out is None:
         return 0
-    from baselines.sam_grid import GridSettings
-    from baselines.sam_predict import SamSettings, predict_sam
+    from baselines.sam.grid import GridSettings
+    from baselines.sam.predict import SamSettings, predict_sam
 
     grid = GridSettings(
         points_per_side=options.points_per_side,
@@ -66,7 +66,7 @@ def sam(argv: Sequence[str]) -> int:
         options.mode, grid, options.prompts or "box", reference_ids=options.reference_ids, seed=options.seed
     )
     if options.engine != CORE:
-        from baselines.sam_packages import engine_settings
+        from baselines.sam.engines import engine_settings
 
         settings = engine_settings(model, settings)
     count = predict_sam(
@@ -94,12 +94,12 @@ def _model(options: argparse.Namespace) -> Any:
             expected="--engine micro-sam-ais or micro-sam-apg",
         )
     if options.engine == CORE:
-        from baselines.sam_weights import load_sam
+        from baselines.sam.weights import load_sam
 
         return load_sam(options.weights)
     if options.convert is not None:
         raise InputError("--convert needs no engine", found=f"--engine {options.engine}", remedy="leave it away")
-    from baselines.sam_packages import load_engine
+    from baselines.sam.engines import load_engine
 
     thresholds = {name: getattr(options, name) for name in decoder_options[1:]}
     return load_engine(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from em_bench_eval import registry
+from em_bench_eval.argument_types import positive_float, positive_int
 from em_bench_eval.errors import unknown_name
 
 MODELS = "baselines.models"
@@ -85,20 +86,20 @@ def _train_parser() -> argparse.ArgumentParser:
         "benchmark's paper does), or a further one of the model (default: %(default)s)",
     )
     add("--source", action="append", default=[], metavar="NAME", help="only rows of this source; may be repeated")
-    add("--steps", type=_positive(int), metavar="N", help="optimisation steps (default: the preset's)")
-    add("--max-minutes", type=_positive(float), metavar="M", help="train for this long instead; with --steps, at most")
-    add("--crop", type=_positive(int), metavar="PIXELS", help="edge of the crops at 8 nm (default: the preset's)")
-    add("--batch-size", type=_positive(int), metavar="N", help="crops per step, over all GPUs (default: the preset's)")
+    add("--steps", type=positive_int, metavar="N", help="optimisation steps (default: the preset's)")
+    add("--max-minutes", type=positive_float, metavar="M", help="train for this long instead; with --steps, at most")
+    add("--crop", type=positive_int, metavar="PIXELS", help="edge of the crops at 8 nm (default: the preset's)")
+    add("--batch-size", type=positive_int, metavar="N", help="crops per step, over all GPUs (default: the preset's)")
     add(
         "--micro-batch",
-        type=_positive(int),
+        type=positive_int,
         metavar="N",
         help="crops that fit into memory: a step takes several passes",
     )
-    add("--lr", type=_positive(float), metavar="RATE", help="peak learning rate (default: the preset's)")
+    add("--lr", type=positive_float, metavar="RATE", help="peak learning rate (default: the preset's)")
     add(
         "--patience",
-        type=_positive(int),
+        type=positive_int,
         metavar="N",
         help="stop after N validations without a better Dice; keep the best",
     )
@@ -119,8 +120,8 @@ def _train_parser() -> argparse.ArgumentParser:
         choices=("tensorboard", "trackio", "wandb"),
         help="may be repeated (default: tensorboard, if installed)",
     )
-    add("--checkpoint-every", type=_positive(int), default=500, metavar="N", help="steps (default: %(default)s)")
-    add("--validate-every", type=_positive(int), default=100, metavar="N", help="steps (default: %(default)s)")
+    add("--checkpoint-every", type=positive_int, default=500, metavar="N", help="steps (default: %(default)s)")
+    add("--validate-every", type=positive_int, default=100, metavar="N", help="steps (default: %(default)s)")
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help="go on from OUT's last checkpoint, if it has one")
     either.add_argument("--overwrite", action="store_true", help="delete the training in OUT and start again")
@@ -134,16 +135,3 @@ def _share_the_cores() -> None:
     two busy cores took 2 to 8 times as long (measured, seconds instead of 0.25).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-class _positive:
-    """Argument type: a positive number of the given kind."""
-
-    def __init__(self, kind: type[int] | type[float]) -> None:
-        self.kind = kind
-
-    def __call__(self, text: str) -> int | float:
-        value = self.kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-        return value

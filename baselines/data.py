@@ -7,7 +7,7 @@ training sees exactly what an uninterrupted one would have seen. Crops leave her
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -53,15 +53,10 @@ class Crops:
         self.annotated = index.annotated
         self.pixel_size_nm = index.pixel_size_nm
         self.targets = index.targets
-        self.usable = index.usable_rows()
+        self.trained_organelles = annotated_organelles(index.annotated)
+        self.usable = [row for row, flags in enumerate(index.annotated) if flags.any()]
         self.aligned = AlignedRows(rows, config, cache_bytes)
         self.recipe, self.seed = recipe, seed
-
-    @property
-    def trained_organelles(self) -> tuple[str, ...]:
-        """Organelles that are annotated in at least one row."""
-        flags = np.any([self.annotated[row] for row in self.usable], axis=0)
-        return tuple(name for name, flag in zip(ORGANELLES, flags, strict=True) if flag)
 
     def __getitem__(self, number: int) -> Crop:
         generator = np.random.default_rng((self.seed, number))
@@ -122,16 +117,17 @@ class RowIndex:
     pixel_size_nm: list[tuple[float, float]]
     targets: dict[Organelle, list[Target]]  # only organelles that occur
 
-    def usable_rows(self) -> list[int]:
-        """Return the rows with an annotated organelle; raises ``InputError`` if there is none."""
-        usable = [row for row, flags in enumerate(self.annotated) if flags.any()]
-        if not usable:
-            raise InputError(
-                "the training split has nothing to learn from",
-                found=f"{len(self.annotated)} rows, none with an annotated organelle",
-                remedy="check --config, and the sources that the dataset was built from",
-            )
-        return usable
+
+def annotated_organelles(annotated: Sequence[npt.NDArray[np.bool_]]) -> tuple[str, ...]:
+    """Name the organelles that are annotated in at least one row; raises ``InputError`` if there is none."""
+    found = tuple(name for place, name in enumerate(ORGANELLES) if any(flags[place] for flags in annotated))
+    if not found:
+        raise InputError(
+            "the training split has nothing to learn from",
+            found=f"{len(annotated)} rows, none with an annotated organelle",
+            remedy="check --config, and the sources that the dataset was built from",
+        )
+    return found
 
 
 def read_index(rows: Any) -> RowIndex:

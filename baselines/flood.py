@@ -33,8 +33,6 @@ def grown(
 
     Only components with several seeds are flooded: in the others every pixel is the one seed's.
     """
-    from skimage.segmentation import watershed
-
     count = int(seeds.max(initial=0))
     component_of = np.zeros(count + 1, np.intp)
     component_of[seeds] = components
@@ -46,6 +44,10 @@ def grown(
         seedless = np.flatnonzero(n_seeds[1:] == 0) + 1
         name[seedless] = count + 1 + np.arange(len(seedless))
     result = name[components]
+    if not (n_seeds > 1).any():
+        return result
+    from skimage.segmentation import watershed
+
     several = (n_seeds > 1)[components]
     for box in ndimage.find_objects(several.astype(np.int8)):
         part = several[box]

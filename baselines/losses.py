@@ -40,12 +40,11 @@ def soft_dice_loss(logits: Tensor, target: Tensor, annotated: Tensor) -> Tensor:
     Shapes as in ``partial_cross_entropy``. Organelles that the batch does not contain are left to the cross entropy.
     """
     p = F.softmax(logits.float(), dim=1)[:, 1:]
-    ids = _per_pixel(torch.arange(1, p.shape[1] + 1, device=target.device)[None], p)
-    reference = (target[:, None] == ids).float()
-    weight = ((target != IGNORE)[:, None] & _per_pixel(annotated, p)).float()
+    weight = _weight(target, annotated)
+    reference = _one_hot(target, torch.arange(1, p.shape[1] + 1, device=target.device)) * weight
     over = (0, *range(2, p.ndim))
-    size = (reference * weight).sum(over)
-    overlap = (p * reference * weight).sum(over)
+    size = reference.sum(over)
+    overlap = (p * reference).sum(over)
     dice = (2 * overlap + 1.0) / ((p * weight).sum(over) + size + 1.0)
     present = (size > 0).float()
     return ((1 - dice) * present).sum() / present.sum().clamp(min=1)
@@ -60,16 +59,29 @@ def organelle_map_loss(
     whatever organelle lies there; ``target`` as above; ``known``: (N, D) bool, whether that organelle is annotated in
     that image. Elsewhere than on its organelle a map is expected to be 0.
     """
-    ids = _per_pixel(organelle_ids[None], logits)
-    mine = torch.where(target[:, None] == ids, expected[:, None].float(), 0.0)
-    weight = ((target != IGNORE)[:, None] & _per_pixel(known, logits)).float()
-    return masked_binary_cross_entropy(logits, mine, weight)
+    mine = _one_hot(target, organelle_ids) * expected[:, None].float()
+    return masked_binary_cross_entropy(logits, mine, _weight(target, known))
 
 
 def masked_binary_cross_entropy(logits: Tensor, expected: Tensor, weight: Tensor) -> Tensor:
     """Binary cross entropy, mean over the places with ``weight`` 1; all three have one shape."""
     loss = F.binary_cross_entropy_with_logits(logits.float(), expected, reduction="none")
     return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+
+# A CPU multiplies floats several times as fast as it combines or converts booleans: the masks below are 0.0 and 1.0.
+
+
+def _one_hot(target: Tensor, ids: Tensor) -> Tensor:
+    """Where ``target`` (N, *S) is which of the C ``ids``: (N, C, *S), 0.0 or 1.0."""
+    found = torch.empty((len(target), len(ids), *target.shape[1:]), device=target.device)
+    return torch.eq(target[:, None].float(), _per_pixel(ids[None].float(), found), out=found)
+
+
+def _weight(target: Tensor, annotated: Tensor) -> Tensor:
+    """1.0 where the pixel of ``target`` (N, *S) is known and its image has the organelle ``annotated`` (N, C)."""
+    known = (target != IGNORE)[:, None].float()
+    return known * _per_pixel(annotated.float(), known)
 
 
 def _per_pixel(values: Tensor, like: Tensor) -> Tensor:

@@ -191,7 +191,7 @@ def _predict_rows(
 
     def read(index: int) -> tuple[int, Any, LabelledImage, Maps]:
         row = rows[index]
-        decoded = decode_row(row)
+        decoded = decode_row({**row, "instances": None, "ignore": None})  # no reference is looked at
         return index, row, decoded, predictor.input_of(decoded)
 
     def finish(index: int, row: Any, decoded: LabelledImage, raw: Any) -> None:

@@ -43,11 +43,12 @@ class Normalisation:
 
 def percentile_normalised(image: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
     """Scale so that the image's 1st and 99th percentile become -1 and 1, clipped at ±1.5; a flat image becomes 0."""
-    low, high = np.percentile(image.astype(np.float32), (1, 99))
+    gray = image.astype(np.float32, copy=False)
+    low, high = np.percentile(gray, (1, 99))
     if high <= low:
         return np.zeros(image.shape, np.float32)
-    scaled = (image.astype(np.float32) - np.float32(low)) * np.float32(2.0 / (high - low)) - np.float32(1.0)
-    return np.clip(scaled, -1.5, 1.5)
+    scaled = (gray - np.float32(low)) * np.float32(2.0 / (high - low)) - np.float32(1.0)
+    return np.clip(scaled, -1.5, 1.5, out=scaled)
 
 
 CEM500K_MEAN, CEM500K_STD = 0.57287007, 0.12740536  # of 8-bit gray values scaled to 0..1 (RETINA's code)
@@ -113,7 +114,8 @@ def inner_distance(instances: npt.NDArray[np.generic]) -> npt.NDArray[np.float32
             continue
         inner = ndimage.distance_transform_edt(np.pad(mask, 1, mode="edge"))[(slice(1, -1),) * mask.ndim]
         pieces, count = ndimage.label(mask)
-        peak = np.concatenate([[1.0], ndimage.maximum(inner, pieces, np.arange(1, count + 1))])
+        peak = np.ones(count + 1)
+        np.maximum.at(peak, pieces, inner)
         distance[grown] += np.where(mask, inner / peak[pieces], 0.0).astype(np.float32)
     return distance
 

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from em_bench_eval.errors import InputError
 from em_bench_eval.schema import ORGANELLES
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from baselines.model import Baseline
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -26,6 +29,11 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".tar", ".pkl")
 
 def save_pretrained(model: Baseline, folder: str | os.PathLike[str]) -> None:
     """Write a complete checkpoint into ``folder`` (made if needed), replacing an earlier one file by file."""
+    write_checkpoint(folder, model, checkpoint_config(model), model_card(model))
+
+
+def write_checkpoint(folder: str | os.PathLike[str], model: nn.Module, config: Mapping[str, Any], card: str) -> None:
+    """Write weights, ``config.json`` and card into ``folder``, each whole or not at all, the weights last."""
     from safetensors.torch import save_file
 
     target = Path(folder)
@@ -33,8 +41,8 @@ def save_pretrained(model: Baseline, folder: str | os.PathLike[str]) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=target) as name:
         partial = Path(name)
-        (partial / CARD).write_text(model_card(model))
-        (partial / CONFIG).write_text(json.dumps(checkpoint_config(model), indent=2) + "\n")
+        (partial / CARD).write_text(card)
+        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
         for file in (CARD, CONFIG, WEIGHTS):
             os.replace(partial / file, target / file)
@@ -62,6 +70,7 @@ def load_pretrained(
     if its tensors do not fit its configuration.
     """
     from baselines.model import load_model
+    from baselines.weight_files import read_content
 
     folder = _checkpoint_folder(checkpoint, revision, token)
     try:
@@ -97,8 +106,9 @@ def load_pretrained(
             expected=sorted(known),
             remedy=f"use version {stored.get('em_organelle_wild', 'unknown')}, which wrote the checkpoint",
         )
-    model = build(build.config_class(**{key: _tuples(value) for key, value in values.items()}))
-    weights = _read_weights(folder)
+    model = build(build.config_class(**{key: with_tuples(value) for key, value in values.items()}))
+    written = "what `em-bench train` wrote"
+    weights = read_content(folder / WEIGHTS, written, fetch="the file is damaged: copy or train it again")
     _require_fit(checkpoint, weights, model.state_dict())
     model.load_state_dict(weights)
     model.training_info = stored.get("training", {})
@@ -148,20 +158,9 @@ def model_card(model: Baseline) -> str:
     return card(model, CardFacts())
 
 
-def _read_weights(folder: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    try:
-        return dict(load_file(folder / WEIGHTS))
-    except Exception as error:  # safetensors raises its own SafetensorError, or OSError
-        raise InputError(
-            f"{folder / WEIGHTS} cannot be read", found=error, remedy="the file is damaged: copy or train it again"
-        ) from error
-
-
-def _tuples(value: Any) -> Any:
+def with_tuples(value: Any) -> Any:
     """JSON has lists where configurations have tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return tuple(map(with_tuples, value)) if isinstance(value, list) else value
 
 
 def _checkpoint_folder(checkpoint: str | os.PathLike[str], revision: str | None, token: str | None) -> Path:

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset
 
-from baselines.data import Crop, corner_of, cut_out, objects_of
+from baselines.data import Crop, annotated_organelles, corner_of, cut_out, objects_of
 from baselines.model import DEFAULT_CONFIG, BaselineConfig
 from baselines.preprocess import AlignedImage, align_row, annotated_vector
 from baselines.recipe import Recipe
-from em_bench_eval.errors import InputError
 from em_bench_eval.rows import decode_row
-from em_bench_eval.schema import ORGANELLES, Organelle
+from em_bench_eval.schema import Organelle
 
 WINDOW_ROWS = 64
 CROPS_PER_ROW = 4  # a row leaves the window after WINDOW_ROWS * CROPS_PER_ROW crops were drawn from it and its like
@@ -43,14 +42,7 @@ class StreamedCrops(IterableDataset[Crop]):
         self.rows, self.recipe, self.seed, self.config = rows, recipe, seed, config
         self.process, self.processes, self.first = 0, 1, 0
         flags = [annotated_vector(row) for row in rows.select_columns(["annotated"])]
-        if not any(flag.any() for flag in flags):
-            raise InputError(
-                "the training split has nothing to learn from",
-                found=f"{len(flags)} rows, none with an annotated organelle",
-                remedy="check --config, and the sources that the dataset was built from",
-            )
-        seen = np.any(flags, axis=0)
-        self.trained_organelles = tuple(name for name, flag in zip(ORGANELLES, seen, strict=True) if flag)
+        self.trained_organelles = annotated_organelles(flags)
 
     def for_process(self, process: int, processes: int, first_crop: int) -> StreamedCrops:
         """Return the crops of one of several processes, from about ``first_crop`` (counted over all) on.

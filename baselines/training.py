@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import platform
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from baselines.augment import augmented, to_batch
 from baselines.data import name_without_path
@@ -27,13 +24,12 @@ from baselines.optimizer import make_optimizer, set_learning_rate
 from baselines.preprocess import normalisation
 from baselines.progress import Average, Progress, step_seed
 from baselines.recipe import Recipe
+from baselines.resumable_loop import ResumableLoop
 from baselines.run_folder import RunFolder
 from baselines.trackers import make_accelerator
 from baselines.training_data import TrainingData, open_training_data
 from baselines.validation import mean_dice
 from em_bench_eval.errors import InputError
-
-LOG_EVERY = 10  # steps; also how often the loss is looked at, so that a GPU is not waited for at every step
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ def train(request: TrainingRequest, *, resume: bool = False, overwrite: bool = F
     return request.out
 
 
-class _Loop:
+class _Loop(ResumableLoop):
     def __init__(
         self,
         request: TrainingRequest,
@@ -134,74 +130,32 @@ class _Loop:
         model: Baseline,
         started: dict[str, str],
     ) -> None:
-        self.request, self.accelerator, self.run, self.data, self.started = request, accelerator, run, data, started
         recipe = request.recipe
+        super().__init__(
+            f"train {request.model}",
+            accelerator,
+            run,
+            recipe,
+            Progress(recipe.steps, request.max_minutes),
+            checkpoint_every=request.checkpoint_every,
+            look_every=request.validate_every,
+        )
+        self.request, self.data, self.started = request, data, started
         self.normalisation = normalisation(model.config.normalisation)
-        self.progress = Progress(recipe.steps, request.max_minutes)
         self.micro_batch, self.passes = _share_of_a_process(request, accelerator.num_processes)
         self.model, self.optimizer = accelerator.prepare(model, make_optimizer(model, recipe))
         self.average = None if recipe.ema_decay is None else Average(self.plain_model, recipe.ema_decay)
         self.best = None if recipe.patience is None else Best(recipe.patience)
+        self.parts += [part for part in (self.average, self.best) if part is not None]
         self.validation_dice: dict[str, float] = {}
 
-    @property
-    def plain_model(self) -> Baseline:
-        model: Baseline = self.accelerator.unwrap_model(self.model)
-        return model
-
-    def restore(self) -> None:
-        """Go on from the last checkpoint, if there is one."""
-        if self.run.checkpoints:
-            folder = self.run.checkpoints[-1]
-            self.accelerator.load_state(str(folder))
-            self.progress.restore(folder)
-            for part in (self.average, self.best):
-                if part is not None:
-                    part.restore(folder)
-        if self.accelerator.is_main_process:
-            self.run.rewind_log(self.progress.step)
-
-    def run_to_end(self) -> None:
-        progress, recipe = self.progress, self.request.recipe
-        first_crop = progress.step * recipe.batch_size
-        batches = iter(self.data.batches(self.accelerator, first_crop, self.micro_batch, self.request.workers))
-        fraction = progress.fraction(self.accelerator)
-        first, saved, training_seconds = progress.step, progress.step, 0.0
-        with tqdm(
-            total=recipe.steps,
-            initial=progress.step,
-            desc=f"train {self.request.model}",
-            unit="step",
-            disable=not self.accelerator.is_main_process,
-        ) as bar:
-            while fraction < 1.0:
-                since = time.monotonic()
-                losses = self.step(batches, fraction)
-                progress.step += 1
-                progress.crops += recipe.batch_size
-                fraction = progress.fraction(self.accelerator)
-                save = progress.step % self.request.checkpoint_every == 0 or fraction >= 1.0
-                validate = progress.step % self.request.validate_every == 0 or fraction >= 1.0
-                log = progress.step % LOG_EVERY == 0 or save or validate
-                values = self.checked(losses, saved) if log else {}
-                training_seconds += time.monotonic() - since
-                bar.update()
-                if validate:
-                    self.validate()
-                if log:
-                    values["images_per_s"] = (progress.step - first) * recipe.batch_size / training_seconds
-                    self.log(values, bar, fraction)
-                if save:
-                    self.save()
-                    saved = progress.step
-                if validate and self.best is not None and self.agreed(self.best.is_over):
-                    break
-        self.finish()
+    def batches(self) -> Iterator[dict[str, Tensor]]:
+        first_crop = self.progress.step * self.recipe.batch_size
+        return iter(self.data.batches(self.accelerator, first_crop, self.micro_batch, self.request.workers))
 
     def step(self, batches: Iterator[dict[str, Tensor]], fraction: float) -> dict[str, Tensor]:
         """Make one optimisation step, over as many passes as the batch takes; returns the mean losses."""
-        recipe = self.request.recipe
-        set_learning_rate(self.optimizer, recipe.learning_rate(self.progress.step, fraction))
+        set_learning_rate(self.optimizer, self.recipe.learning_rate(self.progress.step, fraction))
         total: dict[str, Tensor] = {}
         for number in range(self.passes):
             batch = self.batch(next(batches))
@@ -215,34 +169,19 @@ class _Loop:
                 self.accelerator.backward(losses["loss"] / self.passes)
             for name, loss in losses.items():
                 total[name] = total.get(name, 0.0) + loss.detach() / self.passes
-        if recipe.clip is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.update_weights()
         if self.average is not None:
             self.average.update(self.plain_model, self.progress.step)
         return total
 
     def batch(self, crops: dict[str, Tensor]) -> Batch:
         batch = to_batch(crops, self.accelerator.device)
-        if not self.request.recipe.augment:
+        if not self.recipe.augment:
             return batch
         return augmented(batch, crops["number"], self.request.seed, self.normalisation)
 
-    def checked(self, losses: dict[str, Tensor], saved: int) -> dict[str, float]:
-        """Losses as numbers, mean over the processes; raises ``InputError`` if they, or the weights, are none."""
-        values = {name: float(self.accelerator.reduce(loss, reduction="mean")) for name, loss in losses.items()}
-        weights_finite = all(bool(torch.isfinite(weight).all()) for weight in self.model.parameters())
-        if weights_finite and all(map(math.isfinite, values.values())):
-            return values
-        raise InputError(
-            f"training diverged by step {self.progress.step}: the loss or a weight is not a finite number",
-            found=", ".join(f"{name} {value:g}" for name, value in values.items()),
-            remedy=f"lower --lr (now {self.request.recipe.lr:g}) or use --mixed-precision no; "
-            + (f"the checkpoint of step {saved} in {self.run.path} is intact" if saved else "nothing was saved yet"),
-        )
-
-    def validate(self) -> None:
+    def look(self) -> None:
+        """Validate, in the first process."""
         if self.data.validation is None or not self.accelerator.is_main_process:
             return
         model = self.averaged_model()
@@ -250,60 +189,45 @@ class _Loop:
         if self.best is not None and self.validation_dice:
             self.best.see(mean_dice(self.validation_dice), self.progress.step, model.state_dict())
 
-    def agreed(self, over: bool) -> bool:
+    def is_over(self) -> bool:
         """What the first process, which alone validates, decides."""
+        if self.best is None:
+            return False
         if self.accelerator.num_processes == 1:
-            return over
+            return self.best.is_over
         from accelerate.utils import broadcast
 
-        return bool(broadcast(torch.tensor(float(over), device=self.accelerator.device)) > 0)
+        return bool(broadcast(torch.tensor(float(self.best.is_over), device=self.accelerator.device)) > 0)
 
-    def log(self, values: dict[str, float], bar: Any, fraction: float) -> None:
-        values |= {f"validation_dice_{name}": value for name, value in self.validation_dice.items()}
-        values["lr"] = self.request.recipe.learning_rate(self.progress.step - 1, fraction)
-        self.accelerator.log(values, step=self.progress.step)
-        if self.accelerator.is_main_process:
-            rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
-            self.run.append_log({"step": self.progress.step, "seconds": round(self.progress.seconds, 2), **rounded})
-        shown = {"loss": f"{values['loss']:.3f}", "images/s": f"{values['images_per_s']:.1f}"}
+    def logged(self, fraction: float) -> dict[str, float]:
+        values = {f"validation_dice_{name}": value for name, value in self.validation_dice.items()}
+        return values | {"lr": self.recipe.learning_rate(self.progress.step - 1, fraction)}
+
+    def shown(self, fraction: float) -> dict[str, str]:
+        shown = {}
         if self.validation_dice:
             shown["validation Dice"] = f"{mean_dice(self.validation_dice):.3f}"
         if self.request.max_minutes is not None:
             shown["time used"] = f"{min(fraction, 1.0):.0%}"
-        bar.set_postfix(shown)
-
-    def save(self) -> None:
-        step, partial = self.progress.step, self.run.partial_checkpoint(self.progress.step)
-        self.accelerator.save_state(str(partial))
-        if self.accelerator.is_main_process:
-            for part in (self.progress, self.average, self.best):
-                if part is not None:
-                    part.save(partial)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self.run.commit(step)
-        self.accelerator.wait_for_everyone()
+        return shown
 
     def averaged_model(self) -> Baseline:
         """The model, or a copy of it with the averaged weights where there are any."""
-        model = self.plain_model
+        model: Baseline = self.plain_model
         if self.average is None:
             return model
         copy = type(model)(model.config).to(self.accelerator.device)
         copy.load_state_dict(self.average.weights)
         return copy.eval()
 
-    def finish(self) -> None:
-        if self.accelerator.is_main_process:
-            model = self.averaged_model()
-            if self.best is not None and self.best.weights:
-                model.load_state_dict(self.best.weights)
-            model.training_info = _training_info(self.request, self.progress, self.validation_dice, self.started)
-            if self.best is not None and self.best.weights:
-                model.training_info |= {"best_step": self.best.step, "best_validation_dice": round(self.best.dice, 4)}
-            model.save_pretrained(self.run.path)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+    def write_result(self) -> None:
+        model = self.averaged_model()
+        if self.best is not None and self.best.weights:
+            model.load_state_dict(self.best.weights)
+        model.training_info = _training_info(self.request, self.progress, self.validation_dice, self.started)
+        if self.best is not None and self.best.weights:
+            model.training_info |= {"best_step": self.best.step, "best_validation_dice": round(self.best.dice, 4)}
+        model.save_pretrained(self.run.path)
 
 
 def _share_of_a_process(request: TrainingRequest, processes: int) -> tuple[int, int]:

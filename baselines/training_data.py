@@ -10,6 +10,7 @@ import torch
 
 from baselines.data import Crops
 from baselines.model import Baseline, load_model
+from baselines.resumable_loop import numbered_batches
 from baselines.streaming import StreamedCrops
 from baselines.validation import Validation
 from em_bench_eval.errors import InputError, unknown_name
@@ -17,8 +18,6 @@ from em_bench_eval.rows import open_rows
 
 if TYPE_CHECKING:
     from baselines.training import TrainingRequest
-
-CROP_NUMBERS_END = 1 << 62
 
 
 class Validates(Protocol):
@@ -58,20 +57,11 @@ class TrainingData:
         """Collated crops from ``first_crop`` on, ``micro_batch`` at a time; numbers run over all processes."""
         from torch.utils.data import DataLoader
 
-        pin = accelerator.device.type == "cuda"
         if isinstance(self.crops, StreamedCrops):
             streamed = self.crops.for_process(accelerator.process_index, accelerator.num_processes, first_crop)
+            pin = accelerator.device.type == "cuda"
             return DataLoader(streamed, batch_size=micro_batch, num_workers=min(workers, 1), pin_memory=pin)
-        loader: Any = DataLoader(
-            self.crops,  # type: ignore[arg-type]  # has a crop for every number, and so no length
-            batch_size=micro_batch,
-            sampler=range(first_crop, CROP_NUMBERS_END),
-            num_workers=workers,
-            pin_memory=pin,
-            persistent_workers=workers > 0,
-        )
-        batches: Iterable[Any] = accelerator.prepare(loader)
-        return batches
+        return numbered_batches(self.crops, accelerator, first_crop, micro_batch, workers)
 
     def notes(self, model: Baseline, crop: int) -> list[str]:
         """What whoever trains should know before hours have passed."""

@@ -17,16 +17,17 @@ from tqdm import tqdm
 from dataset_builder import card, figures
 from dataset_builder.columns import array_of, table_of
 from dataset_builder.journal import Partial
+from dataset_builder.leaks import Placed, Site
 from dataset_builder.records import row_schema
 from dataset_builder.shards import Part, Shard, checked_hash, plan_shards, write_parquet, write_shard
 from dataset_builder.split_file import as_split_file
-from dataset_builder.splits import PARTS, Placed, SplitPolicy
+from dataset_builder.splits import PARTS, SplitPolicy
 from dataset_builder.splits import Part as SplitPart
 from dataset_builder.stats import Stats
 from dataset_builder.volumes import COLUMNS
 from dataset_builder.workers import Workers
 from em_bench_eval.schema import FOLDS, ORGANELLES, Fold
-from lpa.plan import write_whole
+from em_bench_eval.whole_file import write_whole
 
 
 def placed(result: Any) -> Iterator[Placed]:
@@ -46,6 +47,15 @@ def placed(result: Any) -> Iterator[Placed]:
                 axis=_same(part["axis"]),
                 z_range=None if part["axis"] == "z" else (start, stop),
             )
+
+
+def site(result: Any) -> Site | None:
+    """Return where a finished volume lies; ``None`` for one that is in no frame."""
+    if "frame" not in result["split"]:
+        return None
+    frame, listing = result["split"]["frame"], result["listing"]
+    z, y, x = (voxels * nm for voxels, nm in zip(listing["shape"], listing["voxel_size_nm"], strict=True))
+    return Site(frame["name"], tuple(frame["origin_nm"]), (z, y, x))
 
 
 def _same(text: Any) -> Any:

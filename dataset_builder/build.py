@@ -12,7 +12,6 @@ import functools
 import hashlib
 import itertools
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,11 +23,12 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset_builder import assemble, stages
+from dataset_builder.blueprint import Blueprint, Limits, Task, boxes_of, cross_tasks
 from dataset_builder.harmonise import window_of
 from dataset_builder.journal import Journal, Partial, UnusableDataset, partial_folder
+from dataset_builder.leaks import Placed, Site, check_leaks
 from dataset_builder.source import Source, load_source, source_names
-from dataset_builder.splits import Placed, SplitPolicy, check_leaks, part_of
-from dataset_builder.stages import Blueprint, Limits, Task
+from dataset_builder.splits import SplitPolicy, part_of
 from dataset_builder.stats import FORMAT, Stats
 from dataset_builder.volumes import volume_row
 from dataset_builder.workers import Here, Workers, open_workers, sendable
@@ -143,10 +143,7 @@ def _make_volumes(
         volume = blueprint.volume
         result |= _described(blueprint, result["instances"])
         partial.journal.add(f"volume {volume.volume_id}", result)
-        for draft in ("ids.zarr", "classes", stages.DRAFTS):
-            shutil.rmtree(blueprint.work / draft, ignore_errors=True)
-        for array in blueprint.work.glob("*.npy"):
-            array.unlink()
+        stages.remove_drafts(blueprint)
 
     finished: list[tuple[str, list[str]]] = []
     bar = tqdm(desc="building", unit="volume", file=sys.stderr)
@@ -184,7 +181,7 @@ def _sendable(blueprints: Iterable[Blueprint], pool: Workers) -> Iterator[Bluepr
         if isinstance(pool, Here):
             yield blueprint
         else:
-            boxes = stages.boxes_of(blueprint)
+            boxes = boxes_of(blueprint)
             yield replace(blueprint, volume=sendable(blueprint.volume, blueprint.work, boxes))
 
 
@@ -195,7 +192,7 @@ def _whole_volume(blueprint: Blueprint) -> tuple[Blueprint, dict[str, Any]]:
 def _by_boxes(blueprint: Blueprint, journal: Journal, pool: Workers) -> dict[str, Any]:
     """Do all stages of one volume, box by box; finished boxes of an interrupted run are not done again."""
     volume = blueprint.volume
-    boxes = [Task(blueprint, box) for box in stages.boxes_of(blueprint)]
+    boxes = [Task(blueprint, box) for box in boxes_of(blueprint)]
     blueprint.work.mkdir(parents=True, exist_ok=True)
 
     def each(stage: str, function: Callable[[Task], dict[str, Any]], tasks: Sequence[Task]) -> list[dict[str, Any]]:
@@ -209,30 +206,25 @@ def _by_boxes(blueprint: Blueprint, journal: Journal, pool: Workers) -> dict[str
             journal.add(key, result)
         return [journal[key] for key in keys]
 
-    id_dtype = volume.instances.dtype if volume.instances is not None else "uint32"
-    labelled = f"labelling {volume.volume_id}"
+    joined = f"joining instances {volume.volume_id}"
     store_box = stages.store_box
     if blueprint.fits_in_memory and isinstance(pool, Here):  # a run that continues this one labels again: that is quick
         store_box = functools.partial(stages.store_box, labels=stages.labels_without_specks(blueprint))
     else:
-        if volume.semantic is not None and blueprint.fits_in_memory:
-            if labelled not in journal:
-                stages.keep_labels(blueprint)
-                journal.add(labelled, {})
-        elif volume.semantic is not None:
+        if volume.semantic is not None:
             stages.create_classes(blueprint)
-            each("reading labels", stages.copy_classes, boxes)
-            if labelled not in journal:
-                stages.label_volume(blueprint, pool.workers)
-                journal.add(labelled, {})
+            each("finding instances", stages.find_instances, boxes)
+            if joined not in journal:
+                stages.join_instances(blueprint)
+                journal.add(joined, {})
         if blueprint.limits.min_size_nm3:
             each("measuring instances", stages.count_specks, boxes)
             stages.name_instances(blueprint)
-    blueprint.pyramids.create(id_dtype)
+    blueprint.pyramids.create(blueprint.id_dtype)
     parts = each("writing rows", store_box, boxes)
     for level in stages.reduce_stages(blueprint):
         each("reducing", stages.reduce_box, level)
-    parts += each("writing rows along y and x", stages.cross_box, stages.cross_tasks(blueprint))
+    parts += each("writing rows along y and x", stages.cross_box, cross_tasks(blueprint))
     return stages.volume_result(blueprint, parts)
 
 
@@ -262,6 +254,7 @@ def _identity(volume: Volume) -> str:
         volume.specimen, sorted(map(str, volume.annotated)), volume.ignore is None, volume.semantic is None,
         volume.published_fold, sorted(volume.provenance.items()),
         *((name, np.dtype(array.dtype).name) for name, array in sorted(volume.extras.items())),
+        *(() if volume.frame is None else (asdict(volume.frame), volume.origin_nm)),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(declared).encode()).hexdigest()[:16]
 
@@ -279,16 +272,19 @@ def _publish(stats: Stats, names: Sequence[str], partial: Partial, pool: Workers
     """Count and check the whole, and write everything that is not of one volume."""
     policy = stats.policy
     placed: list[Placed] = []
+    sites: dict[str, Site] = {}
     for name in names:
         result = partial.journal[name]
         stats.add(result)
         placed += assemble.placed(result)
+        if site := assemble.site(result):
+            sites[result["volume_id"]] = site
     try:
         label_only = [not result["listing"]["has_image"] for result in map(partial.journal.__getitem__, names)]
         if not stats.images and not any(label_only):
             raise InputError("the sources hold no slices", remedy="check --raw")
         policy.check_complete(result["listing"]["volume_id"] for result in map(partial.journal.__getitem__, names))
-        check_leaks(placed, policy.gap_nm)
+        check_leaks(placed, policy.gap_nm, sites, policy.leak_remedy)
     except InputError as error:
         raise UnusableDataset(error.problem, found=error.found, expected=error.expected, remedy=error.remedy) from error
     assemble.write_dataset(names, partial, pool, stats, policy)

@@ -116,9 +116,9 @@ def build(argv: Sequence[str]) -> int:
         given.append(f"local.spec={Path(arguments.spec).absolute()}")
     options = _options(given, chosen)
 
+    from dataset_builder.blueprint import Limits
     from dataset_builder.build import Job
     from dataset_builder.build import build as build_dataset
-    from dataset_builder.stages import Limits
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C
     policy = _policy(arguments)

@@ -43,7 +43,7 @@ def cite(argv: Sequence[str]) -> int:
     if arguments.out is None:
         print(text, end="")
     else:
-        from lpa.plan import write_whole
+        from em_bench_eval.whole_file import write_whole
 
         write_whole(arguments.out, lambda path: path.write_text(text, encoding="utf-8"))
     return 0

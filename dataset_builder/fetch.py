@@ -11,7 +11,6 @@ Below the raw folder of the user::
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,10 +23,11 @@ from tqdm import tqdm
 from dataset_builder.fetch_archive import unpack_zip
 from dataset_builder.fetch_http import PartFile, Patience, announced_size, fetch_file
 from dataset_builder.source import Download, Source
+from em_bench_eval.alone import alone
 from em_bench_eval.errors import InputError
+from em_bench_eval.whole_file import sha256_of, write_whole
 
 RESERVE_BYTES = 10**9  # left free on the disk
-BLOCK = 2**20
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,9 @@ def fetch(source: Source, raw: Path, *, patience: Patience | None = None, keep_a
     if there is not None:
         return there
     raw.mkdir(parents=True, exist_ok=True)
-    with _only_one(source, raw), _full_disk_is_input_error(raw):
+    lock = raw / f".fetch-{source.info.name}.lock"
+    only_one = alone(lock, f"fetching {source.info.name} into {raw}", "wait for it, or choose another --raw")
+    with only_one, _full_disk_is_input_error(raw):
         there = existing(source, raw)  # another process may just have finished it
         if there is not None:
             return there
@@ -97,10 +99,7 @@ def fetch(source: Source, raw: Path, *, patience: Patience | None = None, keep_a
         for download in source.downloads:
             digests = _place(download, staging, unpacked, keep_archives)
             lines += [f"{digest}  {source.info.name}/{path}" for path, digest in sorted(digests.items())]
-        record = _record(source, raw)
-        temporary = record.with_suffix(".tmp")
-        temporary.write_text("\n".join(lines) + "\n")
-        os.replace(temporary, record)
+        write_whole(_record(source, raw), lambda path: path.write_text("\n".join(lines) + "\n"))
         target = folder_of(source, raw)
         os.replace(unpacked, target)
         shutil.rmtree(staging)
@@ -126,7 +125,7 @@ def verify(source: Source, raw: Path) -> list[str]:
         path = raw / name
         if not path.is_file():
             faults.append(f"{name}: missing")
-        elif _sha256(path) != digest:
+        elif sha256_of(path) != digest:
             faults.append(f"{name}: changed since it was fetched")
     return faults
 
@@ -225,25 +224,6 @@ def _check_space(quotes: list[Quote], raw: Path) -> None:
 
 
 @contextmanager
-def _only_one(source: Source, raw: Path) -> Iterator[None]:
-    """Hold the lock of a source; it vanishes with the process, however that ends."""
-    import filelock
-
-    lock = filelock.FileLock(raw / f".fetch-{source.info.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise InputError(
-            f"another em-bench fetch is at work on {source.info.name} in {raw}",
-            remedy="wait for it to end, or choose another --raw",
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
 def _full_disk_is_input_error(raw: Path) -> Iterator[None]:
     try:
         yield
@@ -263,11 +243,3 @@ def _staging(source: Source, raw: Path) -> Path:
 
 def _record(source: Source, raw: Path) -> Path:
     return raw / f"{source.info.name}.sha256"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -18,12 +18,12 @@ from typing import Any, ClassVar
 
 import datasets
 
+from dataset_builder.blueprint import Limits
 from dataset_builder.build import Job, rows
 from dataset_builder.card import DESCRIPTION
 from dataset_builder.records import features
 from dataset_builder.split_file import read_split_file
 from dataset_builder.splits import Axes, SplitPolicy
-from dataset_builder.stages import Limits
 from em_bench_eval import __version__
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import FOLDS

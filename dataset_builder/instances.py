@@ -1,6 +1,6 @@
 """Volume to instances: published ids are kept, semantic labels go through label propagation.
 
-Volumes that fit in memory are labelled there, larger ones on disk (``lpa.label_zarr``); the ids are the same.
+Volumes that fit in memory are labelled there, larger ones box by box (``lpa.DeferredLabels``); the ids are the same.
 """
 
 from __future__ import annotations
@@ -8,55 +8,91 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 import lpa
-from dataset_builder.layout import Box
+from dataset_builder.layout import Box, Layout
 from dataset_builder.numbering import IdTable
 from dataset_builder.records import class_table
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import ORGANELLES, Array3D, Organelle, Volume
 
+CLASSES = "classes"  # in a volume's work folder: its semantic labels, for boxes that are labelled when they are read
+NAMES = "names.npz"  # and which ids stay, under which names; only with a smallest size
 
-@dataclass(frozen=True)
-class Labels:
-    """The instance ids of a volume and the class of each of its voxels, read box by box.
 
-    ``classes`` is given, parallel to ``ids``, or follows from ``class_of``. ``name_of`` renames ids (0: dropped).
-    """
-
-    ids: Array3D
-    classes: Array3D | None = None
-    class_of: IdTable | None = None
-    name_of: IdTable | None = None
-    where: str = ""
+class Labels(Protocol):
+    """The instances of a volume, read box by box."""
 
     def read(self, box: Box) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
-        """Return ids and classes of a box. Raises ``InputError`` for an id without an organelle."""
+        """Return the instance ids and the classes of a box."""
+        ...
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Instances that are labelled: the ids, and the classes that they were made from."""
+
+    ids: Array3D
+    classes: Array3D
+
+    def read(self, box: Box) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
+        """Read any box; views, if the arrays are in memory."""
+        return np.asarray(self.ids[box]), np.asarray(self.classes[box])
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """Instances that are labelled when they are read; ``classes`` is read as it was when they were found."""
+
+    ids: lpa.DeferredLabels
+    classes: Array3D
+
+    def read(self, box: Box) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
+        """Label a box, which is one of those that components were found in."""
+        classes = np.asarray(self.classes[box])
+        return self.ids.read(box, classes), classes
+
+
+@dataclass(frozen=True)
+class Published:
+    """Ids that the source publishes, and the class of each."""
+
+    ids: Array3D
+    class_of: IdTable
+    where: str
+
+    def read(self, box: Box) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
+        """Read a box. Raises ``InputError`` for an id without an organelle."""
         ids = np.asarray(self.ids[box])
-        if self.classes is not None:
-            classes = np.asarray(self.classes[box])
-        else:
-            assert self.class_of is not None, "one of the two is given"
-            classes = self.class_of[ids]
-            if (classes[ids > 0] == 0).any():
-                raise _orphans(self.where, np.unique(ids[(ids > 0) & (classes == 0)]))
-        if self.name_of is not None:
-            ids = self.name_of[ids].astype(ids.dtype)
-            classes = np.where(ids > 0, classes, 0).astype(np.uint8)
+        classes = self.class_of[ids]
+        orphans = (ids > 0) & (classes == 0)
+        if orphans.any():
+            found = np.unique(ids[orphans])
+            raise InputError(
+                f"{self.where}: instances without an organelle",
+                found=f"{len(found)} ids, first {found[:5].tolist()}",
+                expected="an organelle for every id",
+                remedy="complete organelle_of where the volume is declared",
+            )
         return ids, classes
 
 
-def _orphans(where: str, orphans: npt.NDArray[Any]) -> InputError:
-    return InputError(
-        f"{where}: instances without an organelle",
-        found=f"{len(orphans)} ids, first {orphans[:5].tolist()}",
-        expected="an organelle for every id",
-        remedy="complete organelle_of where the volume is declared",
-    )
+@dataclass(frozen=True)
+class Renamed:
+    """Other labels with other ids; 0 drops an instance."""
+
+    labels: Labels
+    name_of: IdTable
+
+    def read(self, box: Box) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
+        """Read a box and rename its ids."""
+        old, classes = self.labels.read(box)
+        ids = self.name_of[old].astype(old.dtype)
+        return ids, np.where(ids > 0, classes, 0).astype(np.uint8)
 
 
 def checked_classes(semantic: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8]:
@@ -74,30 +110,35 @@ def checked_classes(semantic: npt.NDArray[Any], where: str) -> npt.NDArray[np.ui
 def labels_in_memory(volume: Volume) -> Labels:
     """Label a volume in memory: compact ids in the order of their first voxel; published ids are left as they are."""
     if volume.semantic is None:
-        assert volume.instances is not None, "Volume holds one of the two"
-        return Labels(volume.instances, class_of=class_table(volume.organelle_of), where=volume.volume_id)
+        return _published(volume)
     semantic = checked_classes(np.asarray(volume.semantic[:]), volume.volume_id)
-    ids = lpa.label(semantic, lpa.DEFAULT_CONNECTIVITY, relabel="compact")
-    return Labels(ids, semantic, where=volume.volume_id)
+    return Labelled(lpa.label(semantic, lpa.DEFAULT_CONNECTIVITY, relabel="compact"), semantic)
 
 
-def labels_on_disk(volume: Volume, work: Path) -> Labels:
+def labels_on_disk(volume: Volume, work: Path, layout: Layout) -> Labels:
     """Open what the stages of labelling left in ``work``; cheap, for use in any process."""
     from dataset_builder.volumes import open_array  # imports tensorstore
 
-    names = work / "names.npz"
-    name_of = None
-    if names.exists():
-        with np.load(names) as table:
-            name_of = IdTable(table["ids"], table["names"])
+    labels: Labels
     if volume.semantic is None:
-        assert volume.instances is not None, "Volume holds one of the two"
-        return Labels(volume.instances, None, class_table(volume.organelle_of), name_of, volume.volume_id)
-    if (work / "ids.npy").exists():
-        kept_ids, kept_classes = (np.load(work / name, mmap_mode="r") for name in ("ids.npy", "classes.npy"))
-        return Labels(kept_ids, kept_classes, None, name_of, volume.volume_id)
-    ids, classes = Stored(open_array(work / "ids.zarr" / "s0")), Stored(open_array(work / "classes"))
-    return Labels(ids, classes, None, name_of, volume.volume_id)
+        labels = _published(volume)
+    else:
+        labels = Deferred(deferred_ids(work, layout), Stored(open_array(work / CLASSES)))
+    names = work / NAMES
+    if not names.exists():
+        return labels
+    with np.load(names) as table:
+        return Renamed(labels, IdTable(table["ids"], table["names"]))
+
+
+def deferred_ids(work: Path, layout: Layout) -> lpa.DeferredLabels:
+    """Return the labels of a volume whose boxes are those of ``layout``."""
+    return lpa.DeferredLabels(work, layout.shape, layout.shard, dict(lpa.DEFAULT_CONNECTIVITY))
+
+
+def _published(volume: Volume) -> Labels:
+    assert volume.instances is not None, "Volume holds one of the two"
+    return Published(volume.instances, class_table(volume.organelle_of), volume.volume_id)
 
 
 class Stored:

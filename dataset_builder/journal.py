@@ -25,8 +25,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from em_bench_eval.alone import alone
 from em_bench_eval.errors import InputError
-from lpa.plan import hold_alone, replace_folder, write_whole
+from em_bench_eval.whole_file import write_whole
+from lpa.plan import replace_folder
 
 FORMAT = 1
 
@@ -97,8 +99,7 @@ def partial_folder(
     folder = target.with_name(f".{target.name}.partial")
     target.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("a") as lock:
-        hold_alone(lock.fileno(), f"building {out}")
+    with alone(folder / "lock", f"building {out}"):
         _restore(folder, target)
         try:
             check()
@@ -125,7 +126,8 @@ def partial_folder(
                     "choose --out on another disk",
                 ) from error
             raise
-        shutil.rmtree(folder)
+        _empty(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # Windows keeps a lock that is held
 
 
 class UnusableDataset(InputError):
@@ -138,11 +140,7 @@ def _restore(folder: Path, target: Path) -> None:
     if not target.exists() and old.exists():  # between the two renames: give the earlier dataset its name back
         old.rename(target)
     if target.exists() and not (folder / "dataset").exists() and (folder / "manifest.json").exists():
-        for child in folder.iterdir():  # the new one was in its place: nothing here is needed
-            if child.is_dir():
-                shutil.rmtree(child)
-            elif child.name != "lock":
-                child.unlink()
+        _empty(folder)  # the new one was in its place: nothing here is needed
 
 
 def _take_up(folder: Path, out: Path, settings: Mapping[str, object], restart: bool) -> None:
@@ -160,9 +158,13 @@ def _take_up(folder: Path, out: Path, settings: Mapping[str, object], restart: b
             remedy=f"repeat its settings to continue it, or discard it with --restart (it lies in {folder})",
         )
     manifest.unlink(missing_ok=True)  # first: without it, what is left is no unfinished build
+    _empty(folder)
+    write_whole(manifest, lambda path: path.write_text(json.dumps(wanted, indent=2) + "\n"))
+
+
+def _empty(folder: Path) -> None:
     for child in folder.iterdir():
         if child.is_dir():
             shutil.rmtree(child)
         elif child.name != "lock":
             child.unlink()
-    write_whole(manifest, lambda path: path.write_text(json.dumps(wanted, indent=2) + "\n"))

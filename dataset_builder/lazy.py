@@ -92,16 +92,33 @@ def check_grid(where: str, image: Array3D, *labels: Array3D) -> None:
             )
 
 
+def first_claim(maps: Sequence[Array3D]) -> Elementwise:
+    """Return label maps as one: where several are not 0, the first wins."""
+    return Elementwise(_first_claim, maps, maps[0].dtype)
+
+
+def _first_claim(*maps: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return functools.reduce(lambda above, below: np.where(above > 0, above, below), maps)
+
+
+def any_of(masks: Sequence[Array3D]) -> Elementwise:
+    """Return where any of the masks is."""
+    return Elementwise(_any_of, masks, np.bool_)
+
+
+def _any_of(*masks: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    return np.asarray(np.logical_or.reduce(masks))
+
+
 def masks_to_semantic(masks: Mapping[Organelle, Array3D]) -> Elementwise:
     """Return the semantic map of one mask per organelle: a voxel belongs to the first whose mask is not 0 there."""
-    return Elementwise(functools.partial(_first_mask, tuple(masks)), list(masks.values()), np.uint8)
+    return first_claim(
+        [Elementwise(functools.partial(_label, one.label_id), [mask], np.uint8) for one, mask in masks.items()]
+    )
 
 
-def _first_mask(organelles: Sequence[Organelle], *masks: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    semantic = np.zeros(masks[0].shape, np.uint8)
-    for organelle, mask in zip(reversed(organelles), reversed(masks), strict=True):
-        semantic[mask != 0] = organelle.label_id
-    return semantic
+def _label(label_id: int, mask: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    return np.where(mask != 0, np.uint8(label_id), np.uint8(0))
 
 
 def values_to_semantic(labels: Array3D, organelle_of: Mapping[int, Organelle | None], where: str) -> Elementwise:

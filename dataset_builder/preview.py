@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dataset_builder.blueprint import Limits
 from dataset_builder.build import Job
 from dataset_builder.cli import format_bytes
 from dataset_builder.layout import layout_of
 from dataset_builder.splits import SplitPolicy, part_of
-from dataset_builder.stages import Limits
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import Volume
 

@@ -11,7 +11,6 @@ This keeps labels out of sight, not out of the world: whoever finds the original
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections import Counter
@@ -27,6 +26,7 @@ from tqdm import tqdm
 from dataset_builder.layout import Box, Layout
 from dataset_builder.shards import ROWS_PER_GROUP, write_parquet
 from dataset_builder.volumes import LISTED_IN_ATTRIBUTES, create_array, open_array
+from em_bench_eval.whole_file import write_whole
 from lpa.ome_zarr import write_group
 
 KEY = "private_labels"  # of stats.json, and of a volume's attributes
@@ -71,9 +71,8 @@ def hide(dataset: Path, folds: Collection[str], volume_ids: Collection[str]) -> 
 def _replace(path: Path, tables: Iterator[Any], rows_per_group: int) -> None:
     import pyarrow.parquet as pq
 
-    partial = path.with_name(f".{path.name}.partial")
-    write_parquet(partial, tables, pq.read_schema(path), rows_per_group)
-    os.replace(partial, path)
+    schema = pq.read_schema(path)
+    write_whole(path, lambda partial: write_parquet(partial, tables, schema, rows_per_group))
 
 
 def _without_labels(path: Path) -> Iterator[Any]:

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from dataset_builder.disclosure import STATS, check_history
 from dataset_builder.private_labels import KEY
 from dataset_builder.publishable import Verdict, all_volumes, known_files, verdicts, write_labels, write_publishable
 from dataset_builder.recipes import row_fingerprints
+from em_bench_eval.alone import alone
 from em_bench_eval.errors import InputError
 from em_bench_eval.hub_faults import WAITS_S, api_for
 from em_bench_eval.hub_push import advised, send
@@ -66,8 +67,6 @@ def planned(
     Raises:
         InputError: no dataset, an unclear licence, nothing left (unless ``only_quote``), another run at work.
     """
-    from filelock import FileLock, Timeout
-
     folder = folder.absolute()
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}", expected="a folder that em-bench build wrote")
@@ -83,11 +82,9 @@ def planned(
         yield _plan(judged, folder, {}, {name: fingerprint for name, (fingerprint, _) in found.items()})
         return
     part, labels = (folder.with_name(f".{folder.name}.{kind}") for kind in ("publishable", "labels"))
-    lock = FileLock(part.with_name(part.name + ".lock"))
+    lock, held = part.with_name(part.name + ".lock"), ExitStack()
     try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(f"another run is publishing {folder}", remedy="wait for it, or stop it") from error
+        held.enter_context(alone(lock, f"publishing {folder}"))
     except OSError as error:
         raise _no_room(part, error) from error
     try:
@@ -107,8 +104,8 @@ def planned(
     finally:
         for left in (part, labels):
             shutil.rmtree(left, ignore_errors=True)
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
+        held.close()
+        lock.unlink(missing_ok=True)
 
 
 def _no_room(part: Path, error: OSError) -> InputError:

@@ -30,6 +30,7 @@ from dataset_builder.split_file import read_split_file
 from dataset_builder.stats import FORMAT, Stats
 from em_bench_eval.errors import InputError, unknown_name
 from em_bench_eval.schema import FOLDS, Organelle, SourceInfo, VoxelSize
+from em_bench_eval.whole_file import sha256_of
 
 TEXTS = ("README.md", "CITATION.bib", "LICENSES.md", "sources.json", "eval.yaml", "splits.json", "stats.json")
 TABLES = ("volumes.parquet", "instances.parquet")
@@ -281,14 +282,6 @@ def _even(tables: Iterable[Any], rows: int) -> Iterator[Any]:
         yield waiting
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as content:
-        while block := content.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _link(path: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -317,7 +310,7 @@ def _write_texts(
     if private:
         stats.objects, stats.instances = private_labels.count(out)
     tables = sorted([*(out / "data").glob("*/*.parquet"), *(out / name for name in TABLES)])
-    lines = sorted(f"{path.relative_to(out).as_posix()} {_sha256(path)}\n" for path in tables)
+    lines = sorted(f"{path.relative_to(out).as_posix()} {sha256_of(path)}\n" for path in tables)
     fingerprint = hashlib.sha256("".join(lines).encode()).hexdigest()
     rendered = None
     if (folder / "figures").is_dir() and not has_labels:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from dataset_builder.quality_volume import Listed, Measured, measure
 from dataset_builder.workers import open_workers
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import ORGANELLES, Organelle
+from em_bench_eval.whole_file import write_whole
 from lpa.signs import THRESHOLDS
 
 FORMAT = "em-organelle-wild quality v1"
@@ -329,19 +330,10 @@ def check_dataset(
         "warnings": warnings,
         "volumes": [reports[name] for name in order],
     }  # fmt: skip
-    _write(target / "quality.json", lambda path: path.write_text(json.dumps(document, allow_nan=False) + "\n"))
-    _write(target / "quality.html", lambda path: path.write_text(page.html(), encoding="utf-8"))
+    write_whole(target / "quality.json", lambda path: path.write_text(json.dumps(document, allow_nan=False) + "\n"))
+    write_whole(target / "quality.html", lambda path: path.write_text(page.html(), encoding="utf-8"))
     all_lines = tuple(line for name in order for line in lines[name])
     return Quality(errors, warnings, all_lines)
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def as_json(report: VolumeReport) -> dict[str, Any]:

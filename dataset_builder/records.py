@@ -17,22 +17,22 @@ from em_bench_eval.schema import ORGANELLES, Axis, Domain, Fold, Organelle, Sour
 
 AXES: tuple[Axis, ...] = ("z", "y", "x")
 
-COLUMNS: dict[str, Column] = {  # the names are the fields of schema.Record
-    "image": IMAGE,
-    "instances": IMAGE,
-    "objects": Many(
+COLUMNS: dict[str, Column] = {  # of a published row: a slice of a volume with all that is known about it
+    "image": IMAGE,  # (y, x) uint8
+    "instances": IMAGE,  # (y, x) uint16, ids 1..N in this image
+    "objects": Many(  # an instance as it appears in this image
         {
-            "id": "int32",
+            "id": "int32",  # value in ``instances``
             "organelle": "string",
-            "instance_id": "int64",
-            "area": "int64",
-            "bbox": Many("int32", 4),
+            "instance_id": "int64",  # in the whole volume
+            "area": "int64",  # pixels
+            "bbox": Many("int32", 4),  # (y0, x0, y1, x1), half-open
             "touches_border": "bool",
         }
     ),
-    "annotated": Many("string"),
-    "annotation_type": Many("string"),
-    "ignore": IMAGE,
+    "annotated": Many("string"),  # organelles
+    "annotation_type": Many("string"),  # parallel to ``annotated``
+    "ignore": IMAGE,  # (y, x), not 0: nobody annotated this pixel; or null
     "volume_id": "string",
     "axis": "string",
     "slice": "int32",
@@ -42,11 +42,11 @@ COLUMNS: dict[str, Column] = {  # the names are the fields of schema.Record
     "domain": "string",
     "cell_type": "string",
     "modality": "string",
-    "pixel_size_nm": Many("float64", 2),
-    "voxel_size_nm": Many("float64", 3),
+    "pixel_size_nm": Many("float64", 2),  # (y, x) of the image plane
+    "voxel_size_nm": Many("float64", 3),  # (z, y, x) of the volume
     "licence": "string",
     "citation": "string",
-    "offset": Many("int32", 2),
+    "offset": Many("int32", 2),  # where the image's first pixel lies in the whole slice, pixels in the image plane
 }
 
 

@@ -6,13 +6,12 @@ rows go into which shard follows from their order and size alone: it does not de
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lpa.plan import write_whole
+from em_bench_eval.whole_file import sha256_of, write_whole
 
 ROWS_PER_GROUP = 16  # a filter on source skips row groups by their statistics; random access reads one group
 BYTES_PER_SHARD = 256 * 2**20
@@ -103,11 +102,7 @@ def checked_hash(path: Path, rows: int) -> str:
         written = file.metadata.num_rows
     if written != rows:
         raise OSError(f"{path}: {written} rows on disk, {rows} written")
-    digest = hashlib.sha256()
-    with path.open("rb") as content:
-        while block := content.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(path)
 
 
 def _groups(shard: Shard, pa: Any) -> Iterator[Any]:

@@ -31,13 +31,14 @@ SHARED_KEYS = (
     "voxel_size_nm",
     "annotated",
     "specimen",
+    "frame",
     "cell_type",
     "modality",
     "domain",
     "fold",
     "intensity",
 )
-VOLUME_KEYS = ("id", "image", "labels", "ignore", "extras", *SHARED_KEYS)
+VOLUME_KEYS = ("id", "image", "labels", "ignore", "extras", "origin_nm", *SHARED_KEYS)
 NANOMETRES = "three numbers [z, y, x] in nm, for example [8, 4, 4]"
 SMALLEST_NM, LARGEST_NM = 0.05, 1e5
 BIBTEX = r"@\w+\{[^,\s]+,.*\}"
@@ -65,6 +66,9 @@ class VolumeSpec:
     voxel_size: VoxelSize | None
     voxel_size_at: At | None
     specimen: str
+    frame: str | None  # coordinates that it shares with other volumes
+    frame_at: At | None
+    origin_nm: tuple[float, float, float] | None  # (z, y, x) in the frame: lower corner of the first voxel
     cell_type: str
     modality: str
     domain: Domain
@@ -148,6 +152,9 @@ def _volume(check: Checker, at: At, given: Mapping[str, At], source: str, modali
         hint = "are these micrometres? Write nm" if all(0 < edge < 1 for edge in size) else ""
         check.fail(given["voxel_size_nm"], expected=NANOMETRES, hint=hint)
         size = None
+    origin = check.numbers(given.get("origin_nm"), 3, "three numbers [z, y, x] in nm, where the first voxel begins")
+    if "origin_nm" in given and "frame" not in given:
+        check.fail(given["origin_nm"], found="a position, and no frame", expected="frame: a name that volumes share")
     domain = check.choice(given.get("domain"), DOMAINS, "in (the specimen also trains) or out (it only tests)")
     fold = check.choice(given.get("fold"), FOLDS)
     return VolumeSpec(
@@ -160,6 +167,9 @@ def _volume(check: Checker, at: At, given: Mapping[str, At], source: str, modali
         voxel_size=None if size is None else VoxelSize(*size),
         voxel_size_at=given.get("voxel_size_nm"),
         specimen=check.text(given.get("specimen")) or "",
+        frame=check.text(given.get("frame")),
+        frame_at=given.get("frame"),
+        origin_nm=None if origin is None else (origin[0], origin[1], origin[2]),
         cell_type=check.text(given.get("cell_type")) or "",
         modality=check.text(given.get("modality")) or modality,
         domain="out" if domain == "out" else "in",

@@ -84,6 +84,8 @@ def _volume(number: int, image: Found | None, labels: list[Found], spec: Path) -
         "    # extras: {lysosomes: ids.tif, vesicles: {path: classes.tif, values: [4]}}  # beside the five",
         "    # domain: out           # the specimen only tests; in: it trains too",
         "    # fold: test            # a published division: train, validation or test",
+        "    # frame: cell 3         # where volumes are parts of a larger one: its name, and where this one begins",
+        "    # origin_nm: [0, 0, 0]  # parts of one file (box: ...) need neither",
         *_intensity(image),
     ]
     return "\n".join(lines) + "\n"

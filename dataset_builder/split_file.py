@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from dataset_builder.splits import Slab, SplitPolicy
+from dataset_builder.splits import Slab, SplitPolicy, place_of
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import Domain, Volume
 
@@ -36,6 +36,15 @@ class PublishedSplits(SplitPolicy):
         """Return the published slabs."""
         return [Slab(fold, start, stop) for fold, start, stop in self._published(volume)["slabs"]]
 
+    def frame_entry_of(self, volume: Volume) -> dict[str, Any]:
+        """Return what was published; an older file says nothing of frames, and what it cut was not cut together."""
+        return dict(self._published(volume).get("frame", place_of(volume)))
+
+    @property
+    def leak_remedy(self) -> str:
+        """What to do about a split that leaks."""
+        return f"{self.path} divides them so, and may be older than this check: build without --splits"
+
     def check_complete(self, volume_ids: Iterable[str]) -> None:
         """Raise ``InputError`` if a volume is missing of a source that is there."""
         have = set(volume_ids)
@@ -61,15 +70,23 @@ class PublishedSplits(SplitPolicy):
             )
         entry = self.volumes[volume.volume_id]
         is_now = self.facts_of(volume)
-        changed = [name for name, value in is_now.items() if entry[name] != value]
+        was = dict(entry)
+        if "frame" in entry:  # an older file has none
+            was["place"] = _place(entry["frame"])
+            is_now["place"] = "not known" if volume.frame is None else _place(place_of(volume))
+        changed = [name for name, value in is_now.items() if was[name] != value]
         if changed:
             raise InputError(
                 f"volume {volume.volume_id} is not the one that {self.path} divides",
                 found=", ".join(f"{name} {is_now[name]}" for name in changed),
-                expected=", ".join(f"{name} {entry[name]}" for name in changed),
+                expected=", ".join(f"{name} {was[name]}" for name in changed),
                 remedy="use the raw data and options of the published dataset, or build without --splits",
             )
         return entry
+
+
+def _place(frame: Mapping[str, Any]) -> str:
+    return f"{frame['name']} at {', '.join(map(str, frame['origin_nm']))} nm"
 
 
 def read_split_file(path: Path) -> PublishedSplits:
@@ -83,6 +100,7 @@ def read_split_file(path: Path) -> PublishedSplits:
         policy["held_out"] = frozenset(policy["held_out"])
         for entry in content["volumes"].values():
             _ = entry["domain"], entry["source"], [(fold, int(a), int(b)) for fold, a, b in entry["slabs"]]
+            _ = _place(entry["frame"]) if "frame" in entry else ""
         return PublishedSplits(**policy, path=str(path), volumes=content["volumes"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Who trains and who is tested: parts, folds, domains, and the check that nothing leaks.
+"""Who trains and who is tested: parts, folds and domains (``leaks`` checks the result).
 
 * **part**: ``homogeneous`` is one kind of acquisition by a declared rule, everything else is ``heterogeneous``; the
   published split ``wild`` is both.
@@ -7,20 +7,19 @@
 * **fold**: train, validation or test.
 
 Folds are slabs along the acquisition axis z. Slices along y and x, which cross all slabs, are cut to the z-range of one
-slab each: what lies in a gap is in no image, so the folds of a volume stay apart whatever the axis.
+slab each: what lies in a gap is in no image, so the folds of a volume stay apart whatever the axis. Volumes that lie in
+one frame (``Volume.frame``), as crops of one data set do, are cut at common positions (``frames``).
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
-from dataset_builder.fingerprint import near_pairs
-from em_bench_eval.errors import InputError
-from em_bench_eval.schema import FOLDS, Axis, Domain, Fold, Volume
+from dataset_builder import frames
+from em_bench_eval.schema import Axis, Domain, Fold, Volume
 
 Part = Literal["homogeneous", "heterogeneous"]
 PARTS: tuple[Part, ...] = ("homogeneous", "heterogeneous")
@@ -43,7 +42,8 @@ class SplitPolicy:
     """How a volume is divided. The numbers are written into ``stats.json``, ``splits.json`` and the card.
 
     A volume of domain ``in`` is cut along its slices into train, validation and test slabs with ``gap_nm`` of dropped
-    slices between them; a source's own train/test division replaces the test slab.
+    slices between them; a source's own train/test division replaces the test slab. The same shares divide the volumes
+    of a frame together, so one of them may lie in one fold as a whole.
     """
 
     gap_nm: float = 40.0
@@ -67,13 +67,27 @@ class SplitPolicy:
             return []  # labels alone make no rows
         if self.domain_of(volume) == "out" or volume.published_fold == "test":
             return [Slab("test", 0, count)]
-        gap = _gap_slices(self.gap_nm, volume.voxel_size.z)
-        shares: list[tuple[Fold, float]] = [("train", self.train_share), ("validation", self.validation_share)]
-        if volume.published_fold is None:
-            shares.append(("test", 1.0 - self.train_share - self.validation_share))
+        if ranges := self.ranges_of(volume):
+            return _slabs_in(volume, ranges)
+        gap, shares = _gap_slices(self.gap_nm, volume.voxel_size.z), self._shares(volume)
         if count < self.smallest_train_slab + (len(shares) - 1) * (gap + 1):
             return [Slab("train", 0, count)]
         return _slabs(count, gap, shares)
+
+    def ranges_of(self, volume: Volume) -> Sequence[frames.Range]:
+        """Return where the frame of a volume is cut; nothing for a volume that is not cut together with others."""
+        if volume.frame is None or len(volume.frame.spans) == 1:
+            return ()
+        if self.domain_of(volume) == "out" or volume.published_fold == "test":
+            return ()
+        shares = tuple(self._shares(volume))
+        return frames.cut(volume.frame.spans, shares, self.gap_nm, self.smallest_train_slab)
+
+    def _shares(self, volume: Volume) -> list[tuple[Fold, float]]:
+        shares: list[tuple[Fold, float]] = [("train", self.train_share), ("validation", self.validation_share)]
+        if volume.published_fold is None:
+            shares.append(("test", 1.0 - self.train_share - self.validation_share))
+        return shares
 
     def folds_of(self, volume: Volume) -> dict[int, Fold]:
         """Return the fold of every published slice ``{z: fold}``; slices in a gap are left out."""
@@ -95,7 +109,18 @@ class SplitPolicy:
     def entry_of(self, volume: Volume) -> dict[str, object]:
         """Return what ``splits.json`` says of a volume."""
         slabs = [[slab.fold, slab.start, slab.stop] for slab in self.slabs_of(volume)]
-        return {**self.facts_of(volume), "domain": self.domain_of(volume), "slabs": slabs}
+        entry = {**self.facts_of(volume), "domain": self.domain_of(volume), "slabs": slabs}
+        return entry if volume.frame is None else {**entry, "frame": self.frame_entry_of(volume)}
+
+    def frame_entry_of(self, volume: Volume) -> dict[str, Any]:
+        """Return what ``splits.json`` says of where a volume lies, and of where its frame is cut."""
+        ranges = self.ranges_of(volume)
+        return place_of(volume) | ({"folds_nm": [one.as_json() for one in ranges]} if ranges else {})
+
+    @property
+    def leak_remedy(self) -> str:
+        """What to do about a split that leaks."""
+        return "hold out whole specimen groups (--hold-out), widen --gap-nm, or drop the duplicated source"
 
     def check_complete(self, volume_ids: Iterable[str]) -> None:
         """Accept any volumes: a rule divides whatever there is."""
@@ -110,6 +135,13 @@ def part_of(volume: Volume) -> Part:
     """Apply the declared rule: isotropic FIB-SEM of at most 8 nm with every voxel annotated is homogeneous."""
     fine = volume.voxel_size.is_isotropic and max(volume.voxel_size) <= 8.0
     return "homogeneous" if volume.modality == "FIB-SEM" and fine and volume.ignore is None else "heterogeneous"
+
+
+def place_of(volume: Volume) -> dict[str, Any]:
+    """Return the frame of a volume and where in it the volume lies, as JSON."""
+    assert volume.frame is not None
+    assert volume.origin_nm is not None
+    return {"name": volume.frame.name, "origin_nm": [float(nm) for nm in volume.origin_nm]}
 
 
 def _gap_slices(gap_nm: float, slice_nm: float) -> int:
@@ -130,80 +162,11 @@ def _slabs(count: int, gap: int, shares: list[tuple[Fold, float]]) -> list[Slab]
     return slabs
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """What the leak check needs to know of a row; a large dataset has very many."""
-
-    volume_id: str
-    slice: int
-    slice_nm: float
-    specimen: str
-    fold: Fold
-    domain: Domain
-    fingerprint: int | None  # ``fingerprint.perceptual_hash``; None for a blank image
-    axis: Axis = "z"
-    z_range: tuple[int, int] | None = None  # slices along z that the image covers; None: slice to slice + 1
-
-    @property
-    def covers(self) -> tuple[int, int]:
-        """Slices along z that the image covers, half-open."""
-        return self.z_range or (self.slice, self.slice + 1)
-
-
-def check_leaks(rows: Iterable[Placed], gap_nm: float) -> None:
-    """Raise ``InputError`` that lists every way in which test data is also training data.
-
-    Checked: a specimen group with out-of-domain rows that also trains; slabs of one volume closer than the gap;
-    near-duplicate images in different folds.
-    """
-    rows = list(rows)
-    faults = [*_specimen_leaks(rows), *_gap_leaks(rows, gap_nm), *_duplicate_leaks(rows)]
-    if faults:
-        raise InputError(
-            f"the split leaks in {len(faults)} place{'s'[: len(faults) > 1]}",
-            found="\n    " + "\n    ".join(faults[:10]) + ("\n    ..." if len(faults) > 10 else ""),
-            expected="no specimen, neighbourhood or image on both sides of the split",
-            remedy="hold out whole specimen groups (--hold-out), widen --gap-nm, or drop the duplicated source",
-        )
-
-
-def _specimen_leaks(rows: list[Placed]) -> list[str]:
-    held_out = {row.specimen for row in rows if row.domain == "out"}
-    trains = {row.specimen for row in rows if row.domain == "in" or row.fold != "test"}
-    return [f"specimen group {name} is held out and also trains" for name in sorted(held_out & trains)]
-
-
-def _gap_leaks(rows: list[Placed], gap_nm: float) -> list[str]:
-    """Compare what the images of each fold cover along z, whatever the axis they were sliced along."""
-    volumes: dict[str, dict[tuple[int, int, Fold], float]] = defaultdict(dict)
-    for row in rows:
-        volumes[row.volume_id][(*row.covers, row.fold)] = row.slice_nm
-    faults = []
-    for name, covered in volumes.items():
-        last: dict[Fold, int] = {}  # one beyond the last slice so far
-        for (start, stop, fold), slice_nm in sorted(covered.items()):
-            for other, end in last.items():
-                if other != fold and start - end < _gap_slices(gap_nm, slice_nm):
-                    apart_nm = max(0, start - end) * slice_nm
-                    faults.append(f"{name}: slices {end - 1} and {start} are {apart_nm:g} nm apart, not {gap_nm:g}")
-            last[fold] = max(stop, last.get(fold, 0))
-    return faults
-
-
-def _duplicate_leaks(rows: list[Placed]) -> list[str]:
-    # one image of each kind is enough: a thousand equal images would be a million pairs
-    kinds = {
-        (row.fold, row.fingerprint): (row, row.fingerprint) for row in reversed(rows) if row.fingerprint is not None
-    }
-    usable = list(kinds.values())[::-1]
-    folds = [FOLDS.index(row.fold) for row, _ in usable]
-    faults = []
-    for one, other in near_pairs([fingerprint for _, fingerprint in usable], folds):
-        first, second = (_name(usable[place][0]) for place in (one, other))
-        faults.append(f"{first} looks like {second}")
-    return faults
-
-
-def _name(row: Placed) -> str:
-    axis = "" if row.axis == "z" else f" along {row.axis}"
-    return f"{row.volume_id} slice {row.slice}{axis} ({row.fold})"
+def _slabs_in(volume: Volume, ranges: Sequence[frames.Range]) -> list[Slab]:
+    """Return the slabs of a volume in the ranges of its frame; it may have none in some."""
+    assert volume.span is not None
+    slabs = []
+    for fold, low_nm, high_nm in ranges:
+        start, stop = map(int, frames.slices_within(volume.span, low_nm, high_nm))
+        slabs += [Slab(fold, start, stop)] if start < stop else []
+    return slabs

@@ -2,153 +2,52 @@
 
 ::
 
-    keep_labels      instances          source -> work/ids.npy, classes.npy     for what can be labelled in memory
-    copy_classes     semantic labels    source -> work/classes                  for what cannot
-    label_volume     instances          work/classes -> work/ids.zarr           (lpa.label_zarr resumes by itself)
+    find_instances   semantic labels    source -> work/classes, faces
+    join_instances   ids                faces -> names
     count_specks     sizes              -> work/names.npz                only with a smallest size
     store_box        image, labels      -> <volume>.zarr level 0 (extras too), rows along z, instance table
     reduce_box       pyramid            level n - 1 -> level n
     cross_box        rows along y and x <volume>.zarr -> rows
 
-A small volume goes through all of them at once (``whole_volume``).
+A small volume goes through all of them at once (``whole_volume``); one that fits in memory, and is not shared among
+processes, is labelled there.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import lpa
+from dataset_builder.blueprint import DRAFTS, Blueprint, Task, boxes_of, cross_tasks
 from dataset_builder.fingerprint import perceptual_hash
-from dataset_builder.harmonise import Window
 from dataset_builder.instances import (
+    CLASSES,
+    NAMES,
     InstanceTable,
+    Labelled,
     Labels,
+    Renamed,
+    Stored,
     checked_classes,
     count_voxels,
+    deferred_ids,
     labels_in_memory,
     labels_on_disk,
     names_without_specks,
 )
-from dataset_builder.layout import BOX_VOXELS, Box, layout_of
+from dataset_builder.layout import Box
 from dataset_builder.numbering import IdTable, Plane
 from dataset_builder.records import Slice, Voxels, image_of, planes_of, rows_of, slice_of
 from dataset_builder.shards import write_part
-from dataset_builder.splits import SplitPolicy
-from dataset_builder.volumes import IMAGE, Pyramids, create_array, extra_group, open_array, stored_dtype
-from em_bench_eval.schema import ORGANELLES, Axis, Fold, SourceInfo, Volume
-from lpa.plan import write_whole
-
-DRAFTS = "level1"  # in a volume's work folder
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How a build is cut up. Only ``max_side`` and ``min_size_nm3`` change what is published."""
-
-    max_side: int = 2048  # pixels; larger slices are cut into tiles
-    min_size_nm3: float = 0.0  # smaller instances are dropped
-    in_memory_voxels: int = 2**27  # volumes up to this are labelled at once, at 5 bytes a voxel
-    label_block: int | None = None  # edge of the blocks in which larger ones are labelled; default: lpa's
-
-    def published(self) -> dict[str, float]:
-        """Return the settings that decide what is published."""
-        return {"max_side": self.max_side, "min_size_nm3": self.min_size_nm3}
-
-
-@dataclass(frozen=True)
-class Blueprint:
-    """Everything that a stage needs to know of one volume; it can be sent to another process."""
-
-    volume: Volume
-    info: SourceInfo
-    policy: SplitPolicy
-    limits: Limits
-    window: Window
-    zarr: Path  # the published volume
-    work: Path  # this volume's rows, tables and drafts
-
-    @property
-    def pyramids(self) -> Pyramids:
-        """The published arrays."""
-        volume = self.volume
-        shape, ignore = volume.image.shape, volume.ignore is not None
-        extras = {name: array.dtype for name, array in volume.extras.items()}
-        drafts, side = self.work / DRAFTS, self.limits.max_side
-        return Pyramids(self.zarr, drafts, shape, tuple(volume.voxel_size), side, ignore, extras)
-
-    @property
-    def voxels(self) -> int:
-        """Number of voxels."""
-        z, y, x = self.volume.image.shape
-        return int(z) * int(y) * int(x)
-
-    @property
-    def fits_in_memory(self) -> bool:
-        """True if the volume is labelled at once."""
-        return self.voxels <= self.limits.in_memory_voxels
-
-    @property
-    def is_one_task(self) -> bool:
-        """True if one worker does all of the volume where there are enough such volumes."""
-        return self.fits_in_memory and self.voxels <= BOX_VOXELS
-
-    @property
-    def smallest_voxels(self) -> float:
-        """Voxels that an instance needs to stay."""
-        z, y, x = self.volume.voxel_size
-        return self.limits.min_size_nm3 / (z * y * x)
-
-
-@dataclass(frozen=True)
-class Task:
-    """One box of one stage."""
-
-    blueprint: Blueprint
-    box: Box
-    axis: Axis = "z"
-    group: str = IMAGE  # of a reduce_box
-    level: int = 0
-
-    @property
-    def name(self) -> str:
-        """Name the box among those of its stage and volume."""
-        return f"{self.axis}-" + "-".join(str(side.start) for side in self.box)
-
-
-def boxes_of(blueprint: Blueprint) -> list[Box]:
-    """Return the boxes that a volume is read and stored in."""
-    return list(layout_of(blueprint.volume.image.shape, blueprint.limits.max_side).boxes())
-
-
-def cross_tasks(blueprint: Blueprint) -> list[Task]:
-    """Return the boxes of rows along y and x: each within one slab of z, so that no image leaves its fold."""
-    policy, volume = blueprint.policy, blueprint.volume
-    tasks = []
-    for axis in policy.axes_of(volume)[1:]:
-        for slab in policy.slabs_of(volume):
-            if slab.stop - slab.start >= policy.smallest_cut:
-                tasks += [Task(blueprint, box, axis) for box in _cross_boxes(blueprint, axis, slab.start, slab.stop)]
-    return tasks
-
-
-def _cross_boxes(blueprint: Blueprint, axis: Axis, start: int, stop: int) -> Iterator[Box]:
-    _, height, width = blueprint.volume.image.shape
-    length, across = (height, width) if axis == "y" else (width, height)
-    tiles = layout_of((1, stop - start, across), blueprint.limits.max_side)
-    _, tile_z, tile_across = tiles.shard
-    chunk = layout_of(blueprint.volume.image.shape, blueprint.limits.max_side).chunk["zyx".index(axis)]
-    step = max(1, min(chunk, BOX_VOXELS // (tile_z * tile_across)))
-    for z in range(start, stop, tile_z):
-        for place in range(0, across, tile_across):
-            for first in range(0, length, step):
-                along, other = slice(first, min(first + step, length)), slice(place, min(place + tile_across, across))
-                depth = slice(z, min(z + tile_z, stop))
-                yield (depth, along, other) if axis == "y" else (depth, other, along)
+from dataset_builder.volumes import IMAGE, create_array, extra_group, open_array, stored_dtype
+from em_bench_eval.schema import ORGANELLES, Fold
+from em_bench_eval.whole_file import write_whole
+from lpa.ome_zarr import full_disk_is_os_error
 
 
 def whole_volume(blueprint: Blueprint) -> dict[str, Any]:
@@ -156,7 +55,7 @@ def whole_volume(blueprint: Blueprint) -> dict[str, Any]:
     labels = labels_without_specks(blueprint)
     boxes = boxes_of(blueprint)
     blueprint.work.mkdir(parents=True, exist_ok=True)
-    blueprint.pyramids.create(labels.ids.dtype)
+    blueprint.pyramids.create(blueprint.id_dtype)
     parts = [store_box(Task(blueprint, box), labels) for box in boxes]
     for stage in reduce_stages(blueprint):
         for task in stage:
@@ -172,50 +71,34 @@ def labels_without_specks(blueprint: Blueprint) -> Labels:
         return labels
     counted = (count_voxels(labels.read(box)[0]) for box in boxes_of(blueprint))
     compact = blueprint.volume.semantic is not None
-    return replace(labels, name_of=IdTable(*names_without_specks(counted, blueprint.smallest_voxels, compact)))
-
-
-def keep_labels(blueprint: Blueprint) -> None:
-    """Label a volume in memory and leave its instances and classes where any process can map them."""
-    labels = labels_in_memory(blueprint.volume)
-    for name, array in (("ids", labels.ids), ("classes", labels.classes)):
-        write_whole(blueprint.work / f"{name}.npy", lambda path, array=array: np.save(path, array))  # type: ignore[misc]
-
-
-def copy_classes(task: Task) -> dict[str, Any]:
-    """Copy one box of the semantic labels to where any process can read them."""
-    volume = task.blueprint.volume
-    assert volume.semantic is not None, "published instances are not labelled"
-    classes = checked_classes(np.asarray(volume.semantic[task.box]), volume.volume_id)
-    open_array(task.blueprint.work / "classes")[task.box].write(classes).result()
-    return {}
-
-
-def label_volume(blueprint: Blueprint, workers: int) -> None:
-    """Label block by block with threads (the labeller releases the GIL); takes up its own interrupted run."""
-    block = blueprint.limits.label_block
-    lpa.label_zarr(
-        blueprint.work / "classes",
-        blueprint.work / "ids.zarr",
-        block_shape=None if block is None else (block, block, block),
-        connectivity=dict(lpa.DEFAULT_CONNECTIVITY),
-        relabel="compact",
-        workers=workers,
-        overwrite=True,
-        progress=False,
-    )
+    return Renamed(labels, IdTable(*names_without_specks(counted, blueprint.smallest_voxels, compact)))
 
 
 def create_classes(blueprint: Blueprint) -> None:
-    """Make the empty array that ``copy_classes`` fills."""
-    create_array(
-        blueprint.work / "classes", layout_of(blueprint.volume.image.shape, blueprint.limits.max_side), "uint8"
-    )
+    """Make the empty array that ``find_instances`` fills."""
+    create_array(blueprint.work / CLASSES, blueprint.layout, "uint8")
+
+
+def find_instances(task: Task) -> dict[str, Any]:
+    """Copy one box of the semantic labels to where any process can read them, and find its components."""
+    blueprint = task.blueprint
+    volume = blueprint.volume
+    assert volume.semantic is not None, "published instances are not labelled"
+    classes = checked_classes(np.asarray(volume.semantic[task.box]), volume.volume_id)
+    with full_disk_is_os_error():
+        open_array(blueprint.work / CLASSES)[task.box].write(classes).result()
+    deferred_ids(blueprint.work, blueprint.layout).find(task.box, classes)
+    return {}
+
+
+def join_instances(blueprint: Blueprint) -> None:
+    """Join the components of all boxes to instances, and number them."""
+    deferred_ids(blueprint.work, blueprint.layout).join()
 
 
 def count_specks(task: Task) -> dict[str, Any]:
     """Count the voxels of every instance in one box."""
-    ids, counts = count_voxels(labels_on_disk(task.blueprint.volume, task.blueprint.work).read(task.box)[0])
+    ids, counts = count_voxels(_labels_on_disk(task.blueprint).read(task.box)[0])
     _save(task.blueprint.work / f"sizes-{task.name}.npz", ids=ids, counts=counts)
     return {}
 
@@ -227,13 +110,17 @@ def name_instances(blueprint: Blueprint) -> None:
     counted = ((table["ids"], table["counts"]) for table in tables)
     compact = blueprint.volume.semantic is not None
     ids, names = names_without_specks(counted, blueprint.smallest_voxels, compact)
-    _save(blueprint.work / "names.npz", ids=ids, names=names)
+    _save(blueprint.work / NAMES, ids=ids, names=names)
+
+
+def _labels_on_disk(blueprint: Blueprint) -> Labels:
+    return labels_on_disk(blueprint.volume, blueprint.work, blueprint.layout)
 
 
 def store_box(task: Task, labels: Labels | None = None) -> dict[str, Any]:
     """Read one box of image and labels once; store it, its rows along z and its instance table."""
     blueprint = task.blueprint
-    voxels = read_source(blueprint, labels or labels_on_disk(blueprint.volume, blueprint.work), task.box)
+    voxels = read_source(blueprint, labels or _labels_on_disk(blueprint), task.box)
     pyramids = blueprint.pyramids
     pyramids.store(IMAGE, task.box, voxels.image)
     pyramids.store("labels/instances", task.box, voxels.ids)
@@ -347,6 +234,18 @@ def volume_result(blueprint: Blueprint, parts: Sequence[dict[str, Any]]) -> dict
     return {"volume_id": volume.volume_id, "instances": dict(table.counts()), "parts": list(parts)}
 
 
+def remove_drafts(blueprint: Blueprint) -> None:
+    """Remove what only the stages of a volume needed; its rows and its table stay."""
+    for draft in (
+        blueprint.work / CLASSES,
+        blueprint.work / DRAFTS,
+        deferred_ids(blueprint.work, blueprint.layout).folder,
+    ):
+        shutil.rmtree(draft, ignore_errors=True)
+    for array in blueprint.work.glob("*.npy"):  # of workers.sendable
+        array.unlink()
+
+
 def _load_table(path: Path) -> InstanceTable:
     with np.load(path) as stored:
         return InstanceTable(**stored)
@@ -357,7 +256,7 @@ def _save(path: Path, **arrays: Any) -> None:
 
 
 def published_rows(blueprint: Blueprint) -> Iterator[dict[str, object]]:
-    """Yield the published rows of a volume, in order, without storing anything but drafts of its labels."""
+    """Yield the published rows of a volume, in order, without storing anything but its labels."""
     blueprint.work.mkdir(parents=True, exist_ok=True)
     tasks = [Task(blueprint, box) for box in boxes_of(blueprint)]
     if blueprint.fits_in_memory:
@@ -366,15 +265,29 @@ def published_rows(blueprint: Blueprint) -> Iterator[dict[str, object]]:
         if blueprint.volume.semantic is not None:
             create_classes(blueprint)
             for task in tasks:
-                copy_classes(task)
-            label_volume(blueprint, 1)
+                find_instances(task)
+            join_instances(blueprint)
         if blueprint.limits.min_size_nm3:
             for task in tasks:
                 count_specks(task)
             name_instances(blueprint)
-        labels = labels_on_disk(blueprint.volume, blueprint.work)
+        labels = _for_any_box(blueprint, _labels_on_disk(blueprint))
     for task in [*tasks, *cross_tasks(blueprint)]:
         voxels = read_source(blueprint, labels, task.box)
         for number, plane, fold in slices_of(task, voxels):
             if fold is not None:
                 yield from _rows(task, [slice_of(voxels, task.box, task.axis, number, plane)], fold).to_pylist()
+
+
+def _for_any_box(blueprint: Blueprint, labels: Labels) -> Labels:
+    """Store labels, so that boxes of rows along y and x can be read, which cross those that are labelled."""
+    if blueprint.volume.semantic is None:
+        return labels
+    paths = [blueprint.work / name for name in ("ids.zarr", "classes.zarr")]
+    for path, dtype in zip(paths, (blueprint.id_dtype, np.dtype(np.uint8)), strict=True):
+        create_array(path, blueprint.layout, dtype)
+    for box in boxes_of(blueprint):
+        for path, values in zip(paths, labels.read(box), strict=True):
+            open_array(path)[box].write(values).result()
+    ids, classes = (Stored(open_array(path)) for path in paths)
+    return Labelled(ids, classes)

@@ -1,12 +1,9 @@
-"""Lazy views of files as the builder wants them: 8-bit gray, organelle classes, instance ids, ignore regions.
-
-Every view is computed voxel by voxel from the same box of its files, so that a box reads what it needs and no more.
-"""
+"""Files as the builder wants them, lazily: 8-bit gray, organelle classes, instance ids, ignore regions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +11,7 @@ import numpy.typing as npt
 
 from dataset_builder.harmonise import Window
 from dataset_builder.label_values import IGNORED, Lookup
+from dataset_builder.lazy import Elementwise, any_of, first_claim, inside
 from em_bench_eval.errors import InputError
 from em_bench_eval.opened import Opened, whole_numbers
 from em_bench_eval.schema import Array3D, Organelle
@@ -22,133 +20,61 @@ Box = tuple[slice, slice, slice]
 BOX_VOXELS = 2**24  # of a pass over a whole file
 
 
-@dataclass(frozen=True)
-class Gray:
-    """An image as uint8, dark membranes: windowed to 8 bits, then inverted."""
-
-    file: Opened
-    window: Window | None = None  # None: it is 8-bit already
-    invert: bool = False
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Size as ``(z, y, x)``."""
-        return self.file.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """uint8."""
-        return np.dtype(np.uint8)
-
-    def __getitem__(self, index: Any, /) -> npt.NDArray[np.uint8]:
-        values = self.file[index]
-        gray = values if self.window is None else self.window.apply(values)
-        return np.asarray(np.uint8(255) - gray if self.invert else gray)
+def gray(image: Opened, window: Window | None = None, invert: bool = False) -> Elementwise:
+    """Return an image as uint8, dark membranes: windowed to 8 bits (``None``: it has 8 already), then inverted."""
+    return Elementwise(partial(_as_gray, window, invert), [image], np.uint8)
 
 
-@dataclass(frozen=True)
-class Classes:
-    """``Organelle.label_id`` of every voxel, uint8; where several files claim a voxel the first wins."""
-
-    files: Sequence[tuple[Opened, Lookup]]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Size as ``(z, y, x)``."""
-        return self.files[0][0].shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """uint8."""
-        return np.dtype(np.uint8)
-
-    def __getitem__(self, index: Any, /) -> npt.NDArray[np.uint8]:
-        merged: npt.NDArray[np.uint8] | None = None
-        for opened, lookup in self.files:
-            codes = lookup.codes(opened[index])
-            codes[codes == IGNORED] = 0
-            merged = codes if merged is None else np.where(merged > 0, merged, codes)
-        assert merged is not None, "there is a file"
-        return merged
+def _as_gray(window: Window | None, invert: bool, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    windowed = image if window is None else window.apply(image)
+    return np.uint8(255) - windowed if invert else windowed
 
 
-@dataclass(frozen=True)
-class Ids:
-    """Instance ids; ids that mean no organelle are 0, and where several files claim a voxel the first wins.
-
-    ``renumber`` holds, for each file, its ids in ascending order and the id that each gets.
-    """
-
-    files: Sequence[tuple[Array3D, Lookup]]
-    renumber: Sequence[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]]
-    dtype: np.dtype[Any]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Size as ``(z, y, x)``."""
-        z, y, x = self.files[0][0].shape
-        return z, y, x
-
-    def __getitem__(self, index: Any, /) -> npt.NDArray[Any]:
-        merged: npt.NDArray[Any] | None = None
-        for (opened, lookup), (known, given) in zip(self.files, self.renumber, strict=True):
-            values = whole_numbers(opened[index], lookup.where)
-            ids = values.astype(np.uint64)
-            place = np.minimum(np.searchsorted(known, ids), max(0, len(known) - 1))
-            here = np.where(known[place] == ids, given[place], 0) if len(known) else np.zeros_like(ids)
-            merged = here if merged is None else np.where(merged > 0, merged, here)
-        assert merged is not None, "there is a file"
-        return merged.astype(self.dtype)
+def classes(files: Sequence[tuple[Opened, Lookup]]) -> Elementwise:
+    """Return ``Organelle.label_id`` of every voxel, uint8; where several files claim a voxel the first wins."""
+    return first_claim([Elementwise(partial(_organelles, lookup), [opened], np.uint8) for opened, lookup in files])
 
 
-@dataclass(frozen=True)
-class Ignored:
-    """True where a mask, or a value of a label file, says that nobody annotated the voxel."""
-
-    files: Sequence[tuple[Opened, Lookup]]  # label files with a value that means "ignore"
-    mask: Opened | None
-    values: tuple[int, ...] | None  # of the mask; None: any but 0
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Size as ``(z, y, x)``."""
-        return (self.mask or self.files[0][0]).shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """bool."""
-        return np.dtype(bool)
-
-    def __getitem__(self, index: Any, /) -> npt.NDArray[np.bool_]:
-        regions = [lookup.codes(opened[index]) == IGNORED for opened, lookup in self.files]
-        if self.mask is not None:
-            values = self.mask[index]
-            regions.append(values != 0 if self.values is None else np.isin(values, self.values))
-        return np.asarray(np.logical_or.reduce(regions))
+def _organelles(lookup: Lookup, labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    codes = lookup.codes(labels)
+    codes[codes == IGNORED] = 0
+    return codes
 
 
-@dataclass(frozen=True)
-class Named:
-    """A structure outside the five organelles, where ``Lookup.codes`` of files are ``IGNORED`` (``ValueMap.marking``).
+def ignored(files: Sequence[tuple[Opened, Lookup]], mask: Opened | None, values: tuple[int, ...] | None) -> Elementwise:
+    """Return where nobody annotated: a mask has ``values`` (``None``: any but 0), or a file a value that says so."""
+    masks = [_marked(opened, lookup) for opened, lookup in files]
+    if mask is not None:
+        masks.append(inside(mask) if values is None else Elementwise(partial(_is_one_of, values), [mask], np.bool_))
+    return any_of(masks)
+
+
+def _is_one_of(values: tuple[int, ...], mask: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    return np.isin(mask, values)
+
+
+def named(files: Sequence[tuple[Opened, Lookup]], dtype: npt.DTypeLike = np.bool_) -> Elementwise:
+    """Return a structure outside the five, where ``Lookup.codes`` of files are ``IGNORED`` (``ValueMap.marking``).
 
     A mask where any of the files has it; or, if ``dtype`` is no bool, the ids of the only one.
     """
+    if np.dtype(dtype).kind == "b":
+        return any_of([_marked(opened, lookup) for opened, lookup in files])
+    ((opened, lookup),) = files
+    return Elementwise(partial(_marked_ids, lookup), [opened], dtype)
 
-    files: Sequence[tuple[Opened, Lookup]]
-    dtype: np.dtype[Any]
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Size as ``(z, y, x)``."""
-        return self.files[0][0].shape
+def _marked(opened: Opened, lookup: Lookup) -> Elementwise:
+    return Elementwise(partial(_is_marked, lookup), [opened], np.bool_)
 
-    def __getitem__(self, index: Any, /) -> npt.NDArray[Any]:
-        if self.dtype.kind == "b":
-            masks = [lookup.codes(opened[index]) == IGNORED for opened, lookup in self.files]
-            return np.asarray(np.logical_or.reduce(masks))
-        opened, lookup = self.files[0]
-        ids = whole_numbers(opened[index], lookup.where)
-        return np.where(lookup.codes(ids) == IGNORED, ids, 0).astype(self.dtype)
+
+def _is_marked(lookup: Lookup, labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    return np.asarray(lookup.codes(labels) == IGNORED)
+
+
+def _marked_ids(lookup: Lookup, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    ids = whole_numbers(labels, lookup.where)
+    return np.where(lookup.codes(ids) == IGNORED, ids, 0)
 
 
 def boxes(volume: Array3D, voxels: int = BOX_VOXELS) -> Iterator[Box]:
@@ -192,12 +118,13 @@ def distinct_ids(volume: Array3D, where: str) -> npt.NDArray[np.uint64]:
 
 def ids_of(
     files: Sequence[tuple[Array3D, Lookup]], class_of: Mapping[int, Organelle]
-) -> tuple[Ids, dict[int, Organelle]]:
+) -> tuple[Elementwise, dict[int, Organelle]]:
     """Number the instances of several files: ``(ids, {id: class})``; ``class_of`` translates ``Lookup`` codes.
 
     The ids of a single file stay as they are; those of several become 1..N, in the order of the files and of their ids.
+    Ids that mean no organelle are 0, and where several files claim a voxel the first wins.
     """
-    renumber = []
+    numbered: list[Callable[..., npt.NDArray[Any]]] = []
     classes: dict[int, Organelle] = {}
     for opened, lookup in files:
         known = distinct_ids(opened, lookup.where)
@@ -216,6 +143,19 @@ def ids_of(
         first = len(classes) + 1
         given = [value for value, _ in kept] if len(files) == 1 else list(range(first, first + len(kept)))
         classes.update({name: class_of[code] for name, (_, code) in zip(given, kept, strict=True)})
-        renumber.append((np.array([value for value, _ in kept], np.uint64), np.array(given, np.uint64)))
+        old, new = np.array([value for value, _ in kept], np.uint64), np.array(given, np.uint64)
+        numbered.append(partial(_numbered, lookup.where, old, new))
     dtype = np.dtype(np.uint32) if max(classes, default=0) < 2**32 else np.dtype(np.uint64)
-    return Ids(files, renumber, dtype), classes
+    maps = [Elementwise(number, [opened], dtype) for number, (opened, _) in zip(numbered, files, strict=True)]
+    return first_claim(maps), classes
+
+
+def _numbered(
+    where: str, old: npt.NDArray[np.uint64], new: npt.NDArray[np.uint64], labels: npt.NDArray[Any]
+) -> npt.NDArray[np.uint64]:
+    """Replace the ids ``old``, ascending, by ``new``, and all others by 0."""
+    ids = whole_numbers(labels, where).astype(np.uint64)
+    if not len(old):
+        return np.zeros_like(ids)
+    place = np.minimum(np.searchsorted(old, ids), len(old) - 1)
+    return np.where(old[place] == ids, new[place], np.uint64(0))

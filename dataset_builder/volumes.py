@@ -98,7 +98,8 @@ class Pyramids:
     @staticmethod
     def _write(path: Path, box: Box, values: npt.NDArray[Any]) -> None:
         with full_disk_is_os_error():
-            open_array(path)[box].write(values).result()
+            # tensorstore need not copy: nothing reads through this handle, and the values stay until they are stored
+            open_array(path)[box].write(values, can_reference_source_data_indefinitely=True).result()
 
     def read(self, group: str, level: int, box: Box) -> npt.NDArray[Any]:
         """Read any box of one level."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from em_bench_eval.alone import alone
 from em_bench_eval.errors import InputError, did_you_mean
 from em_bench_eval.hub_push import check_repo_id, token_of
 
@@ -110,7 +111,7 @@ def update(argv: Sequence[str]) -> int:
         dry_run=arguments.dry_run,
         once=arguments.once,
     )
-    with _alone(_work(arguments)), _advised(arguments):
+    with _alone(arguments), _advised(arguments):
         _check_shown(hub, arguments)
         run = Update(hub, _judge(arguments), _work(arguments), options)
         results = run.run()
@@ -138,7 +139,7 @@ def rebuild(argv: Sequence[str]) -> int:
     from em_bench_eval.leaderboard.site_update import STATE
 
     arguments.dry_run = False
-    with _alone(_work(arguments)), _advised(arguments):
+    with _alone(arguments), _advised(arguments):
         (arguments.out / STATE).unlink(missing_ok=True)
         if arguments.submissions is not None:
             _make_site(_hub(arguments), arguments, None)
@@ -166,7 +167,7 @@ def add(argv: Sequence[str]) -> int:
 
     if not arguments.submission.is_dir():
         raise InputError(f"there is no submission {arguments.submission}", expected="a folder with submission.yaml")
-    with _alone(_work(arguments)):
+    with _alone(arguments):
         judged = _judge(arguments)(arguments.submission)
         if judged.result is None:
             print("" if judged.refused is None else judged.refused.to_text())
@@ -260,18 +261,7 @@ def _advised(arguments: argparse.Namespace) -> Any:
     return advised("updating the leaderboard", getattr(arguments, "token", None))
 
 
-@contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Keep other runs with the same folder out; the lock is gone with the process, also after a kill."""
-    from filelock import FileLock, Timeout
-
+def _alone(arguments: argparse.Namespace) -> AbstractContextManager[None]:
+    work = _work(arguments)
     work.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(work / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(f"another run uses {work}", remedy="wait for it, or name another --work and --out") from error
-    try:
-        yield
-    finally:
-        lock.release()
+    return alone(work / "lock", f"using {work}", "wait for it, or name another --work and --out")

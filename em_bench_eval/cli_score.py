@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from em_bench_eval.argument_types import voxel_size_nm
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import ORGANELLES
+from em_bench_eval.whole_file import write_whole
 
 if TYPE_CHECKING:
     from em_bench_eval.score_volumes import Ends
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     split.add_argument("--split", help="dataset split (default: the one that was predicted)")
     volume = parser.add_argument_group("for a volume")
     volume.add_argument("--organelle", help="what both label maps hold, where they do not say it themselves")
-    volume.add_argument("--voxel-size-nm", metavar="Z,Y,X", help="where no file states it")
+    volume.add_argument("--voxel-size-nm", type=voxel_size_nm, metavar="Z,Y,X", help="where no file states it")
     volume.add_argument("--ignore", metavar="PATH", help="volume that is not 0 where nobody annotated")
     volume.add_argument(
         "--box",
@@ -176,7 +176,7 @@ def _score_volume(arguments: argparse.Namespace, settings: Settings) -> int:
         )
     sides = [open_labels(path, arguments.organelle) for path in (arguments.prediction, arguments.reference)]
     ignore = open_volume(arguments.ignore) if arguments.ignore else None
-    given = _numbers(arguments.voxel_size_nm) if arguments.voxel_size_nm else None
+    given = arguments.voxel_size_nm
     evaluation = score_volumes(
         *sides,
         settings=settings,
@@ -204,16 +204,6 @@ def _score_volume(arguments: argparse.Namespace, settings: Settings) -> int:
         write_json(arguments.out, result)
         print(f"wrote {arguments.out}", file=sys.stderr)
     return 0
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) != 3 or not all(0 < number < float("inf") for number in numbers):
-        raise InputError("--voxel-size-nm is no voxel size", found=text, expected="three positive numbers, Z,Y,X in nm")
-    return numbers
 
 
 def _box(text: str) -> Ends:
@@ -246,12 +236,4 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write strict JSON (null, never NaN) under its final name only when complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = _as_json(content) + "\n"
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(partial, 0o644)  # mkstemp makes it private
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))

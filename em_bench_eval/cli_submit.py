@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from em_bench_eval.errors import InputError
+from em_bench_eval.cli_validate import check_folder
 from em_bench_eval.hub_push import check_repo_id, size_text, token_of
 
 if TYPE_CHECKING:
@@ -47,12 +47,7 @@ def submit(argv: Sequence[str]) -> int:
     add("--token-file", type=Path, metavar="FILE", help="a file with one line, the access token")
     arguments = parser.parse_args(argv)
     check_repo_id("--to", arguments.to, "my-lab/em-organelle-submissions")
-    if not arguments.submission.is_dir():
-        raise InputError(
-            f"there is no submission {arguments.submission}",
-            found="a file (unpack archives first)" if arguments.submission.exists() else "no such folder",
-            expected="a folder that em-bench predict wrote, or one of the other forms (docs/submissions.md)",
-        )
+    check_folder(arguments.submission)
     from em_bench_eval.leaderboard.manifest import MANIFEST_FILE
 
     if not (arguments.submission / MANIFEST_FILE).exists():

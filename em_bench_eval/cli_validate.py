@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from em_bench_eval.errors import InputError
+from em_bench_eval.whole_file import write_whole
 
 EPILOG = """examples:
   em-bench validate predictions/unet --draft --dataset em-organelle-wild
@@ -46,13 +47,18 @@ def _parser() -> argparse.ArgumentParser:
 def validate(argv: list[str]) -> int:
     """Run ``em-bench validate``; see ``em-bench validate --help``."""
     arguments = _parser().parse_args(argv)
-    if not arguments.submission.is_dir():
+    check_folder(arguments.submission)
+    return _draft(arguments) if arguments.draft else _judge(arguments)
+
+
+def check_folder(submission: Path) -> None:
+    """Raise ``InputError`` if there is no such folder."""
+    if not submission.is_dir():
         raise InputError(
-            f"there is no submission {arguments.submission}",
-            found="a file (unpack archives first)" if arguments.submission.exists() else "no such folder",
+            f"there is no submission {submission}",
+            found="a file (unpack archives first)" if submission.exists() else "no such folder",
             expected="a folder that em-bench predict wrote, or one of the other forms (docs/submissions.md)",
         )
-    return _draft(arguments) if arguments.draft else _judge(arguments)
 
 
 def _judge(arguments: argparse.Namespace) -> int:
@@ -108,9 +114,7 @@ def _draft(arguments: argparse.Namespace) -> int:
         expected = expected_items(arguments.dataset, known["config"], known["split"])
         known["split_hash"] = split_hash(expected.items.values())
     text = draft(known)
-    partial = path.with_name(f".{MANIFEST_FILE}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     print(f"wrote {path}; for you to complete: {', '.join(gaps(text))}")
     if arguments.dataset is None:
         print("name the dataset with --dataset to have split_hash filled in", file=sys.stderr)

@@ -126,10 +126,12 @@ def upload(
             after the upload. The main branch is then as it was, unless the message says otherwise.
         Exception: those of the client; ``hub_faults.explained`` tells users what to do.
     """
-    return _Upload(api, to, files, title, tag, waits_s, delete_others, initial).run()
+    return Upload(api, to, files, title, tag, waits_s, delete_others, initial).run()
 
 
-class _Upload:
+class Upload:
+    """An upload at work; see ``upload``. ``leaderboard.sending`` sends submissions in steps of it."""
+
     def __init__(
         self,
         api: Any,
@@ -149,6 +151,7 @@ class _Upload:
         self.deleted: set[str] = set()
 
     def run(self) -> Uploaded:
+        """Do what is left to do."""
         self.me = self._patiently("asking who we are", self.api.whoami)["name"]
         was_private = self._repository()
         if self._patiently("reading tags", self._tag_is_done):

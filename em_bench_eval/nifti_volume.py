@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import math
-import shutil
 import tempfile
 import threading
 import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from .errors import InputError
 from .opened import Box, Opened
 from .spacing import in_nm
 from .volume_files import unreadable
+
+BLOCK_BYTES = 2**20  # unpacked at a time
 
 
 def open_nifti(location: str, path: Path, inside: str | None = None) -> Opened:
@@ -30,11 +33,11 @@ def open_nifti(location: str, path: Path, inside: str | None = None) -> Opened:
         shape, stored = tuple(proxy.shape), np.dtype(image.get_data_dtype())
     except Exception as error:  # nibabel's readers raise errors of many kinds for damaged headers
         raise unreadable(path, "NIfTI", error) from error
-    if len(shape) < 3 or math.prod(shape[3:]) != 1:
+    if len(shape) < 3 or min(shape) < 1 or math.prod(shape[3:]) != 1:
         raise InputError(
             f"{path} is not one 3D volume",
             found=f"shape {shape} (x, y, z, ...)",
-            expected="three axes, and any others of length 1",
+            expected="three axes of 1 or more voxels, and any others of length 1",
             remedy="store one time point or channel as a file of its own",
         )
     if stored.kind not in "buif":
@@ -42,8 +45,9 @@ def open_nifti(location: str, path: Path, inside: str | None = None) -> Opened:
     packed = path.suffix.lower() == ".gz"
     size, offset = path.stat().st_size, int(proxy.offset)
     needed = offset + math.prod(shape) * stored.itemsize
+    promised = f"{needed:,} bytes: {offset:,}, then {' x '.join(map(str, shape))} voxels (x, y, z) of {stored}"
     if not packed and size < needed:
-        raise unreadable(path, "NIfTI", f"its header promises {needed:,} bytes")
+        raise unreadable(path, "NIfTI", f"its header promises {promised}")
     unit = image.header.get_xyzt_units()[0]
     zooms = [float(zoom) for zoom in image.header.get_zooms()[2::-1]]
     voxel_size, note = in_nm(zooms, unit, default=1.0)
@@ -58,47 +62,61 @@ def open_nifti(location: str, path: Path, inside: str | None = None) -> Opened:
     scaled = (slope, inter) != (1, 0)
     if scaled:
         notes.append(f"values are stored as {stored} and scaled by {slope:g} x + {inter:g}, which makes them float")
-    pixels = _Voxels(path, proxy, packed, np.dtype(np.float64) if scaled else stored)
+    unpack = partial(_unpacked, path, proxy, needed, promised) if packed else None
+    pixels = _Voxels(path, proxy, unpack, np.dtype(np.float64) if scaled else stored)
     return Opened(location, "NIfTI", pixels, voxel_size, None, {"zooms": zooms, "unit": unit}, tuple(notes))
 
 
 class _Voxels:
     """The voxels of a NIfTI file, turned round to ``(z, y, x)``."""
 
-    def __init__(self, path: Path, proxy: Any, packed: bool, dtype: np.dtype[Any]):
+    def __init__(self, path: Path, proxy: Any, unpack: Callable[[], Any] | None, dtype: np.dtype[Any]):
         x, y, z = proxy.shape[:3]
         self.shape, self.dtype = (z, y, x), dtype
         self.chunk_shape = (1, 1, 1)
-        self._path, self._proxy, self._packed = path, proxy, packed
+        self._path, self._proxy, self._unpack = path, proxy, unpack
         self._lock = threading.Lock()
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """Read a box: its own bytes of a plain file."""
         with self._lock:
-            if self._packed:
-                self._proxy, self._packed = self._unpacked(), False
+            if self._unpack is not None:
+                self._proxy, self._unpack = self._unpack(), None
         try:
             index = (*box[::-1], *(0 for _ in self._proxy.shape[3:]))
             return np.array(np.asarray(self._proxy[index]).T, dtype=self.dtype)
         except (OSError, ValueError, EOFError) as error:
             raise unreadable(self._path, "NIfTI", error) from error
 
-    def _unpacked(self) -> Any:
-        """Unpack into a file without a name, which the system deletes with this object."""
-        from nibabel.arrayproxy import ArrayProxy
 
-        plain = tempfile.TemporaryFile()  # noqa: SIM115  # as long as this volume
-        try:
-            with gzip.open(self._path) as packed:
-                shutil.copyfileobj(packed, plain, 2**20)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise unreadable(self._path, "NIfTI", error) from error
-        except OSError as error:
-            raise InputError(
-                f"{self._path} cannot be unpacked into {tempfile.gettempdir()}",
-                found=str(error),
-                remedy="name a folder with more room in the environment variable TMPDIR, or gunzip the file yourself",
-            ) from error
-        old = self._proxy
-        stored = (old.shape, old.dtype, old.offset, old.slope, old.inter)
-        return ArrayProxy(plain, stored, mmap=False, order="F")
+def _unpacked(path: Path, proxy: Any, needed: int, promised: str) -> Any:
+    """Unpack the ``needed`` bytes into a file without a name, which the system deletes with the object returned.
+
+    A stream of any other length is refused, and one that is longer is not read on: a megabyte can hold a gigabyte.
+    """
+    from nibabel.arrayproxy import ArrayProxy
+
+    plain = tempfile.TemporaryFile()  # noqa: SIM115  # as long as this volume
+    size = 0
+    try:
+        with gzip.open(path) as packed:
+            # one byte more than promised: the end of the stream, where its checksum is compared, or one too many
+            while size <= needed and (block := packed.read(min(BLOCK_BYTES, needed + 1 - size))):
+                size += plain.write(block)
+        ends = "" if size == needed else f"more than {needed:,} bytes" if size > needed else f"{size:,} bytes"
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        ends = f"{size:,} bytes, then: {error}"
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be unpacked into {tempfile.gettempdir()}",
+            found=str(error),
+            remedy="name a folder with more room in the environment variable TMPDIR, or gunzip the file yourself",
+        ) from error
+    if ends:
+        raise InputError(
+            f"{path} does not unpack to what its header promises",
+            found=ends,
+            expected=promised,
+            remedy="it is truncated or damaged: copy or export it again",
+        )
+    return ArrayProxy(plain, (proxy.shape, proxy.dtype, proxy.offset, proxy.slope, proxy.inter), mmap=False, order="F")

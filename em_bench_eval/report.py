@@ -85,7 +85,7 @@ def render_page(score: Mapping[str, Any], row: Mapping[str, Any], facts: Facts, 
         "source_table": source_table(score, facts),
         "dots_per_source": DOTS_PER_SOURCE,
         "strip": strip(per_image, facts, {example.record_id: place for place, example in enumerate(examples)}),
-        "legend": _legend(score["settings"]["iou_threshold"], any(e.picture.ignore_png for e in examples)),
+        "legend": picture_legend(score["settings"]["iou_threshold"], any(e.picture.ignore_png for e in examples)),
         "organelle_boxes": _organelle_boxes(examples),
         "hide_rules": "".join(f".hide-{name} img[data-organelle={name}] {{ display: none; }}\n" for name in ORGANELLES),
         "image_rules": "".join(
@@ -136,7 +136,7 @@ def _organelle_boxes(examples: Sequence[Example]) -> str:
     )
 
 
-def _legend(iou_threshold: float, has_ignore: bool) -> str:
+def picture_legend(iou_threshold: float, has_ignore: bool) -> str:
     """Explain every mark; the swatches come from the painter itself, so they cannot disagree with the pictures."""
     texts = {
         Mark.HIT: "<b>Matched.</b> The reference instance and its prediction share one colour.",

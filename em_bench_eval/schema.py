@@ -1,4 +1,4 @@
-"""Core types and column names: the vocabulary that every folder shares.
+"""Core types: the vocabulary that every folder shares.
 
 Arrays are ordered ``(z, y, x)`` for volumes and ``(y, x)`` for images; physical sizes are nanometres and floats.
 Nothing here imports anything but numpy.
@@ -115,6 +115,27 @@ class SourceInfo:
     notes: str = ""
 
 
+@dataclass(frozen=True, order=True)
+class Span:
+    """The slices of a volume along z of its frame."""
+
+    start_nm: float  # lower face of the first slice
+    slice_nm: float
+    slices: int
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Coordinates that volumes share, such as those of one imaged data set that they are crops of.
+
+    Such volumes may touch, overlap or contain each other, so their folds are cut at common z positions. A name means
+    the same coordinates in whatever volume it is given.
+    """
+
+    name: str
+    spans: tuple[Span, ...]  # of all volumes that are cut together, in nm along z
+
+
 @dataclass(frozen=True)
 class Volume:
     """One acquisition: a lazy image, its labels, its voxel size and where it comes from.
@@ -140,6 +161,8 @@ class Volume:
     provenance: Mapping[str, str] = field(default_factory=dict)
     has_image: bool = True  # False: only labels are published; ``image`` is a constant that nobody should learn from
     extras: Mapping[str, Array3D] = field(default_factory=dict)  # (z, y, x) masks (bool) or unsigned ids, 0 = not it
+    frame: Frame | None = None  # where the volume lies, if it is known and other volumes may show the same place
+    origin_nm: tuple[float, float, float] | None = None  # (z, y, x) in the frame: lower corner of the first voxel
 
     def __post_init__(self) -> None:
         if (self.semantic is None) == (self.instances is None):
@@ -154,44 +177,17 @@ class Volume:
             if tuple(array.shape) != tuple(self.image.shape) or np.dtype(array.dtype).kind not in "bu":
                 found = f"{array.dtype} {tuple(array.shape)}"
                 raise ValueError(f"{self.volume_id}: extra {name} is {found}, not a mask or ids of the image's shape")
+        if (self.frame is None) != (self.origin_nm is None):
+            raise ValueError(f"{self.volume_id}: give frame and origin_nm, or neither")
+        if self.frame is not None and self.span not in self.frame.spans:
+            raise ValueError(f"{self.volume_id}: {self.span} is none of the spans of frame {self.frame.name}")
 
-
-@dataclass(frozen=True)
-class ObjectRow:
-    """One entry of the column ``objects``: an instance as it appears in one image."""
-
-    id: int  # value in the column ``instances`` of this row, 1..N
-    organelle: Organelle
-    instance_id: int  # id in the whole volume
-    area: int  # pixels
-    bbox: tuple[int, int, int, int]  # (y0, x0, y1, x1), half-open
-    touches_border: bool
-
-
-@dataclass(frozen=True)
-class Record:
-    """One published row: a slice of a volume with everything that is known about it. Field names are column names."""
-
-    image: npt.NDArray[np.uint8]  # (y, x)
-    instances: npt.NDArray[np.uint16]  # (y, x), ids 1..N in this image
-    objects: tuple[ObjectRow, ...]
-    annotated: tuple[Organelle, ...]
-    annotation_type: tuple[AnnotationType, ...]  # parallel to ``annotated``
-    ignore: npt.NDArray[np.bool_] | None  # (y, x)
-    volume_id: str
-    axis: Axis
-    slice: int
-    source: str
-    specimen: str
-    fold: Fold
-    domain: Domain
-    cell_type: str
-    modality: str
-    pixel_size_nm: tuple[float, float]  # (y, x) of the image plane
-    voxel_size_nm: tuple[float, float, float]  # (z, y, x) of the volume
-    licence: str
-    citation: str
-    offset: tuple[int, int] = (0, 0)  # where the image's first pixel lies in the whole slice, pixels in the image plane
+    @property
+    def span(self) -> Span | None:
+        """The slices of the volume in its frame."""
+        if self.origin_nm is None:
+            return None
+        return Span(float(self.origin_nm[0]), self.voxel_size.z, int(self.image.shape[0]))
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def score_folder(
         if not image.labelled:
             raise rows.labels_are_private(f"{reference} ({config}/{split})")
         try:
-            evaluation = _evaluate(build(settings, keep_instances=keep_instances), predicted, image)
+            evaluation = score_image(build(settings, keep_instances=keep_instances), predicted, image)
         except InputError as error:
             faults.append(f"{name}: {error.problem} ({error.found})")
             continue
@@ -95,7 +95,8 @@ def score_folder(
     return result, instances
 
 
-def _evaluate(evaluation: Any, predicted: Prediction, image: LabelledImage) -> Any:
+def score_image(evaluation: Any, predicted: Prediction, image: LabelledImage) -> Any:
+    """Add one image to an ``Evaluation`` and return that."""
     evaluation.add(
         (predicted.instances, predicted.organelle_of),
         (image.instances, image.organelle_of),

@@ -9,6 +9,7 @@ from em_bench_eval.volume_io import open_volume
 from lpa.blockwise import label_zarr
 from lpa.clean import clean
 from lpa.connectivity import DEFAULT_CONNECTIVITY
+from lpa.deferred import DeferredLabels
 from lpa.label import label
 from lpa.measure import measure
 from lpa.propagate import propagate
@@ -20,6 +21,7 @@ __all__ = [
     "DEFAULT_CONNECTIVITY",
     "DEFAULT_RULES",
     "SHEETS",
+    "DeferredLabels",
     "NeckRule",
     "SheetRule",
     "SplitDecision",

@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from em_bench_eval.errors import InputError
 from em_bench_eval.volume_io import Opened, open_volume
+from em_bench_eval.whole_file import write_whole
 from lpa.block import FACES, Block
 from lpa.ome_zarr import LABEL_ARRAY, full_disk_is_os_error
-from lpa.plan import Index, Plan, write_whole
+from lpa.plan import Index, Plan
 
 
 class Job(NamedTuple):
@@ -28,14 +29,19 @@ class Job(NamedTuple):
 
 
 def find_components(job: Job) -> Index:
-    """Pass 1: label one block by itself and keep what its neighbours must know.
+    """Pass 1: label one block by itself and keep what its neighbours must know."""
+    keep_components(job.plan, job.block, _semantic(job))
+    return job.block
+
+
+def keep_components(plan: Plan, index: Index, semantic: npt.NDArray[Any]) -> None:
+    """Label one block by itself and write what its neighbours must know.
 
     The file ``plan.faces_file(block)`` holds the six faces with the components that touch one numbered 1..K in the
     smallest dtype, ``uid`` and ``classes`` of these, and of the others ``inner_classes`` with ``inner_counts`` and, if
     they are to be numbered, ``inner_uid``. Faces without foreground are left out.
     """
-    plan, index, _ = job
-    block = _read_block(job)
+    block = Block(semantic, plan.connectivity)
     faces, at_face = _number_faces(block)
     inner = np.ones(len(block.first), bool)
     inner[at_face] = False
@@ -46,7 +52,6 @@ def find_components(job: Job) -> Index:
     if plan.relabel == "compact":
         kept["inner_uid"] = plan.global_uid(index, block.first[inner])
     write_whole(plan.faces_file(index), lambda path: _save(path, kept))
-    return index
 
 
 def _save(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -61,7 +66,22 @@ def _save(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
 def write_labels(job: Job) -> Index:
     """Pass 2: label one block again, with the names that the join gave to its components, and store it."""
     plan, index, _ = job
-    block = _read_block(job)
+    box = plan.box(index)
+    out = _buffer(tuple(side.stop - side.start for side in box), plan.label_dtype)
+    named_labels(plan, index, _semantic(job), out)
+    with full_disk_is_os_error():
+        # tensorstore need not copy: nothing reads through this handle, and the buffer is used again after the commit
+        result = _result(str(plan.labels / LABEL_ARRAY), job.run)
+        result[box].write(out, can_reference_source_data_indefinitely=True).result()
+    return index
+
+
+def named_labels(plan: Plan, index: Index, semantic: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
+    """Label one block again and write to ``out`` the names that the join gave to its components.
+
+    Raises ``InputError`` if its components are not those that the first pass found.
+    """
+    block = Block(semantic, plan.connectivity)
     decided = np.load(plan.names_file(index))
     if plan.relabel == "compact":
         names = decided
@@ -76,14 +96,7 @@ def write_labels(job: Job) -> Index:
             found=f"other components in block {index} than before",
             remedy=f"delete {plan.work} and run again",
         )
-    box = plan.box(index)
-    out = _buffer(tuple(side.stop - side.start for side in box), plan.label_dtype)
     block.write(names, out)
-    with full_disk_is_os_error():
-        # tensorstore need not copy: nothing reads through this handle, and the buffer is used again after the commit
-        result = _result(str(plan.labels / LABEL_ARRAY), job.run)
-        result[box].write(out, can_reference_source_data_indefinitely=True).result()
-    return index
 
 
 def _number_faces(block: Block) -> tuple[dict[str, npt.NDArray[Any]], npt.NDArray[np.int64]]:
@@ -99,8 +112,8 @@ def _number_faces(block: Block) -> tuple[dict[str, npt.NDArray[Any]], npt.NDArra
     return {name: number[faces[name]] for name in FACES}, at_face
 
 
-def _read_block(job: Job) -> Block:
-    return Block(_source(job.plan.source, job.run)[job.plan.box(job.block)], job.plan.connectivity)
+def _semantic(job: Job) -> npt.NDArray[Any]:
+    return _source(job.plan.source, job.run)[job.plan.box(job.block)]
 
 
 @lru_cache(maxsize=4)

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from em_bench_eval.errors import InputError
+from em_bench_eval.whole_file import write_whole
 from lpa.block import connectivity_of
 from lpa.faces import contacts, flatten, join_planes
-from lpa.plan import Index, Plan, write_whole
+from lpa.plan import Index, Plan
 
 REACH = {6: 1, 18: 2, 26: 3}  # along how many axes two touching voxels may differ
 

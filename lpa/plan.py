@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -28,7 +26,9 @@ from typing import Any
 
 import numpy as np
 
+from em_bench_eval.alone import alone
 from em_bench_eval.errors import InputError
+from em_bench_eval.whole_file import write_whole
 
 Index = tuple[int, int, int]  # of a block in the grid, (z, y, x)
 Shape = tuple[int, int, int]  # voxels, (z, y, x)
@@ -127,8 +127,7 @@ def work_folder(plan: Plan, overwrite: bool) -> Iterator[None]:
     remains of other settings are deleted.
     """
     plan.work.mkdir(parents=True, exist_ok=True)
-    with (plan.work / "lock").open("w") as lock:
-        hold_alone(lock.fileno(), f"writing {plan.destination}")
+    with alone(plan.work / "lock", f"writing {plan.destination}"):
         manifest = plan.work / "manifest.json"
         wanted = json.loads(json.dumps(asdict(plan)))
         found = json.loads(manifest.read_text()) if manifest.exists() else None
@@ -156,25 +155,6 @@ def _refuse_other_settings(plan: Plan, found: dict[str, Any], wanted: dict[str, 
         expected=", ".join(f"{key} {wanted[key]}" for key in changed),
         remedy=f"repeat its settings to continue it, overwrite it, or delete {plan.work}",
     )
-
-
-def hold_alone(descriptor: int, running: str) -> None:
-    """Hold an open file for this process alone, or raise ``InputError``: another run is ``running``."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two runs at once go unnoticed
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with its process, also after kill -9
-    except BlockingIOError as error:
-        raise InputError(f"another run is {running}", remedy="wait for it, or stop it and run this again") from error
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file under another name, then give it its own: it is there completely or not at all."""
-    temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.tmp{path.suffix}")  # unique on all machines
-    write(temporary)
-    os.replace(temporary, path)
 
 
 def replace_folder(complete: Path, target: Path) -> None:

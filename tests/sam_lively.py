@@ -14,9 +14,9 @@ from torch import Tensor
 
 from baselines.masks import Mask
 from baselines.models.sam import PromptBatch, Sam, SamBaselineConfig
-from baselines.sam_grid import point_grid
-from baselines.sam_packages import ENGINES
-from baselines.sam_weights import from_state_dict
+from baselines.sam.engines import ENGINES
+from baselines.sam.grid import point_grid
+from baselines.sam.weights import from_state_dict
 
 State = dict[str, Tensor]
 Gray = npt.NDArray[np.uint8]
@@ -58,7 +58,7 @@ def lively_state(config: SamBaselineConfig, share: float = 1 / 12) -> State:
     With weights that are merely random every point gets the same mask. Here positions vary fast and steer the decoder,
     logits are shifted so that a mask covers about ``share`` of the image, and the predicted IoU is spread around 0.7.
     """
-    from baselines.segment_anything_runner import package_network
+    from baselines.sam.segment_anything_runner import package_network
 
     generator = torch.Generator().manual_seed(3)
     shapes = {name: tensor.shape for name, tensor in package_network(config).state_dict().items()}
@@ -106,7 +106,7 @@ def grid_prompts(config: SamBaselineConfig) -> PromptBatch:
 
 def random_decoder(core: Sam) -> State:
     """A random decoder of micro-SAM, by its own names, whose maps go from 0 to 1."""
-    from baselines.segment_anything_runner import SegmentAnything
+    from baselines.sam.segment_anything_runner import SegmentAnything
 
     package = import_module("micro_sam.instance_segmentation")
     torch.manual_seed(0)

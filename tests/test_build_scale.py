@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from test_build import digest, leftovers
 
 from dataset_builder import records, shards, volumes
+from dataset_builder.blueprint import Limits
 from dataset_builder.build import Job, build, rows
 from dataset_builder.columns import IMAGE, Many, array_of, schema_of
 from dataset_builder.fingerprint import SIDE, _area_sums
@@ -30,14 +31,15 @@ from dataset_builder.harmonise import Window, window_of
 from dataset_builder.instances import InstanceTable, count_voxels, instances_of, names_without_specks
 from dataset_builder.journal import Journal
 from dataset_builder.layout import layout_of
+from dataset_builder.leaks import Placed, check_leaks
 from dataset_builder.numbering import IdTable
 from dataset_builder.preview import rows_by_fold
 from dataset_builder.pyramid import any_of, average, commonest
 from dataset_builder.source import Source
 from dataset_builder.split_file import read_split_file
-from dataset_builder.splits import Placed, SplitPolicy, check_leaks
-from dataset_builder.stages import Limits
+from dataset_builder.splits import SplitPolicy
 from dataset_builder.volumes import open_array
+from em_bench_eval.alone import alone
 from em_bench_eval.cli import main
 from em_bench_eval.errors import InputError
 from em_bench_eval.rows import decode_row
@@ -45,7 +47,7 @@ from em_bench_eval.schema import Organelle, SourceInfo, Volume, VoxelSize
 
 INFO = SourceInfo("made", "Made here", "@misc{made}", "CC0-1.0", "", True, "FIB-SEM", {Organelle.MITO: "manual"})
 EVERYWHERE = SplitPolicy(axes="all", smallest_cut=8)
-IN_BOXES = Limits(in_memory_voxels=0, label_block=40)
+IN_BOXES = Limits(in_memory_voxels=0)
 
 
 def made(shape: tuple[int, int, int], seed: int = 1, **changes: object) -> Volume:
@@ -83,7 +85,7 @@ def test_building_in_boxes_or_at_once_or_by_two_processes_gives_the_same_bytes(t
     build(jobs, tmp_path / "whole", EVERYWHERE, Limits(**small))
     expected = digest(tmp_path / "whole")
     assert sum(name.startswith("data/") for name in expected) >= 5
-    in_boxes = Limits(**small, in_memory_voxels=0, label_block=40)
+    in_boxes = Limits(**small, in_memory_voxels=0)
     build(jobs, tmp_path / "boxes", EVERYWHERE, in_boxes)
     assert digest(tmp_path / "boxes") == expected
     build(jobs, tmp_path / "two", EVERYWHERE, in_boxes, workers=2)
@@ -114,7 +116,7 @@ def test_structures_outside_the_five_are_published_beside_them(tmp_path: Path) -
     neurons = (np.arange(np.prod(shape), dtype=np.uint64).reshape(shape) // 1000 % 5) << np.uint64(40)
     extras = {"vesicles": vesicles, "neurons": HeldHere(neurons.astype(">u8"))}
     with_extras, without = job(made(shape, extras=extras)), job(made(shape))
-    limits = Limits(max_side=128, in_memory_voxels=0, label_block=64)
+    limits = Limits(max_side=128, in_memory_voxels=0)
     build([with_extras], tmp_path / "whole", EVERYWHERE, Limits(max_side=128))
     build([with_extras], tmp_path / "boxes", EVERYWHERE, limits, workers=2)
     expected = digest(tmp_path / "whole")
@@ -173,11 +175,11 @@ import sys
 from pathlib import Path
 from dataset_builder.build import Job, build
 from dataset_builder.splits import SplitPolicy
-from dataset_builder.stages import Limits
+from dataset_builder.blueprint import Limits
 raw, out, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 jobs = [Job.of(name, raw, {}) for name in ("lucchipp", "vnc_sstem", "hela_sbfsem")]
 policy = SplitPolicy(axes="all", smallest_cut=8)
-limits = Limits(max_side=128, in_memory_voxels=200_000, label_block=64)
+limits = Limits(max_side=128, in_memory_voxels=200_000)
 build(jobs, out, policy, limits, workers=workers, overwrite=True)
 """
 
@@ -187,7 +189,7 @@ def test_killed_at_random_moments_and_continued_it_is_the_same_dataset(
     tmp_path: Path, tiny_dataset: Path, workers: int, attempts: int
 ) -> None:
     jobs = raw_sources(tmp_path / "raw")
-    limits = Limits(max_side=128, in_memory_voxels=200_000, label_block=64)
+    limits = Limits(max_side=128, in_memory_voxels=200_000)
     build(jobs, tmp_path / "at-once", EVERYWHERE, limits)
     out = tmp_path / "killed"
     subprocess.run(["cp", "-r", str(tiny_dataset), str(out)], check=True)
@@ -239,12 +241,9 @@ def test_killed_while_the_new_dataset_replaces_the_earlier_one(
 
 
 def test_two_builds_of_one_folder_do_not_mix(tmp_path: Path, tiny_raw: Path) -> None:
-    fcntl = pytest.importorskip("fcntl")
     (tmp_path / ".out.partial").mkdir()
-    with (tmp_path / ".out.partial" / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another run is building"):
-            build([Job.of("hela_sbfsem", tiny_raw, {})], tmp_path / "out", SplitPolicy())
+    with alone(tmp_path / ".out.partial" / "lock", "x"), pytest.raises(InputError, match="another run is building"):
+        build([Job.of("hela_sbfsem", tiny_raw, {})], tmp_path / "out", SplitPolicy())
 
 
 def test_a_volume_that_changed_since_the_unfinished_build_is_refused(tmp_path: Path) -> None:

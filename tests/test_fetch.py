@@ -26,6 +26,7 @@ from dataset_builder import source as source_module
 from dataset_builder.fetch_archive import unpack_zip
 from dataset_builder.fetch_http import PIECE, Patience, fetch_file
 from dataset_builder.source import Download, Source, load_source, source_names
+from em_bench_eval.alone import alone
 from em_bench_eval.errors import InputError
 
 BODY = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8).tobytes()
@@ -468,9 +469,8 @@ def test_a_disk_that_fills_up_is_explained(server: Server, tmp_path: Path, monke
 
 
 def test_one_process_at_a_time(server: Server, tmp_path: Path) -> None:
-    import filelock
-
-    with filelock.FileLock(tmp_path / ".fetch-toy.lock"), pytest.raises(InputError, match="another em-bench fetch"):
+    refusal = pytest.raises(InputError, match=r"another run is fetching toy into .*\n.*choose another --raw")
+    with alone(tmp_path / ".fetch-toy.lock", "fetching toy"), refusal:
         fetch.fetch(toy(server), tmp_path, patience=hasty())
     assert fetch.fetch(toy(server), tmp_path, patience=hasty()).is_dir()
 

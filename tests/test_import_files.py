@@ -114,9 +114,9 @@ def test_whole_volumes_are_cut_into_the_slices_of_the_split(
 def test_slices_along_all_axes_and_tiles(tmp_path: Path) -> None:
     import fake
 
+    from dataset_builder.blueprint import Limits
     from dataset_builder.build import Job, build
     from dataset_builder.splits import SplitPolicy
-    from dataset_builder.stages import Limits
 
     fake.lucchipp(tmp_path, (80, 40, 48))
     dataset = tmp_path / "tiles"

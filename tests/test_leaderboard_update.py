@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +33,8 @@ from leaderboard_scene import (
     update,
 )
 
+from em_bench_eval.alone import alone
+from em_bench_eval.cli_leaderboard import rebuild
 from em_bench_eval.errors import InputError
 from em_bench_eval.leaderboard.comments import Mark, mark_of
 from em_bench_eval.leaderboard.pulls import Submissions
@@ -254,21 +255,10 @@ def test_the_table_is_never_lost_to_a_race(hub: HubDouble, tmp_path: Path) -> No
 
 
 def test_the_lock_keeps_a_second_run_out(tmp_path: Path) -> None:
-    from em_bench_eval.cli_leaderboard import _alone
-
-    with _alone(tmp_path / "work"):
-        caught: list[InputError] = []
-
-        def other() -> None:
-            try:
-                with _alone(tmp_path / "work"):
-                    pass
-            except InputError as error:
-                caught.append(error)
-
-        thread = threading.Thread(target=other)
-        thread.start()
-        thread.join()
-    assert "another run" in str(caught[0])
-    with _alone(tmp_path / "work"):
-        pass
+    (tmp_path / "site.work").mkdir()
+    command = ["--results", str(tmp_path / "board"), "--out", str(tmp_path / "site")]
+    refusal = pytest.raises(InputError, match=r"another run is using .*site.work\n.*name another --work and --out")
+    with alone(tmp_path / "site.work" / "lock", "x"), refusal:
+        rebuild(command)
+    assert not (tmp_path / "site").exists()
+    assert rebuild(command) == 0

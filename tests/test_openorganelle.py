@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import pickle
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from dataset_builder.openorganelle.classes import MEMBERS, Rules
 from dataset_builder.openorganelle.datasets import DATASETS, specimen_of
 from dataset_builder.openorganelle.grids import Axis
 from dataset_builder.source import load_source
+from dataset_builder.splits import SplitPolicy
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import Organelle, Volume
 
@@ -173,7 +177,9 @@ def test_image_and_labels_of_a_crop_are_where_they_are_in_nm(image: str, labels:
     np.testing.assert_array_equal(np.asarray(volume.image[:]), expected_gray(output))
     np.testing.assert_array_equal(semantic(volume), expected_classes(output, LABELS[labels], ("mito", "nucleus", "er")))
     assert volume.ignore is None
-    assert tuple(volume.voxel_size) == pytest.approx([abs(step) for step in IMAGES[image].step])
+    voxel = [abs(step) for step in IMAGES[image].step]
+    assert tuple(volume.voxel_size) == pytest.approx(voxel)
+    assert volume.origin_nm == pytest.approx([min(axis) - nm / 2 for axis, nm in zip(output, voxel, strict=True)])
 
 
 @pytest.mark.parametrize("labels", ["as the image", "twice as fine", "coarser", "not aligned"])
@@ -969,3 +975,77 @@ def test_a_dataset_is_built_from_a_copy(tmp_path: Path) -> None:
         "openorganelle-jrc_mus-liver-crop1",
     }
     assert set(rows["specimen"]) == {"jrc_hela-wt", "jrc_mus-liver"}
+
+
+# ------------------------------------------------------------------------------ crops that lie in, on and beside others
+
+OVERLAPPING = {  # name: grid; the image's voxels are 8 nm, from 0
+    "crop1": replica.CROP_GRID,
+    "crop2": Grid.over((170, 110, 90), (370, 300, 300), (5, 5, 5)),  # overlaps crop1 by 110 nm
+    "crop3": Grid.over((62, 94, 102), (142, 194, 202), (2, 2, 2)),  # inside crop1, off the image's voxels
+    "crop4": Grid.over((280, 80, 80), (392, 400, 480), (4, 4, 4)),  # begins where crop1 ends
+}
+
+
+def overlapping(root: Path) -> Path:
+    base = root / "janelia-cosem-datasets" / "jrc_x" / "jrc_x.zarr" / "recon-1"
+    shown = replica.texture
+    replica.save_pyramid(base / "em" / "fibsem-uint8", shown, [WORLD.flipped(1)], np.uint8, n5=False)
+    groups = {name: GROUPS[name] for name in ("mito", "nuc", "er")}
+    for name, grid in OVERLAPPING.items():
+        replica.save_crop(base / "labels" / "groundtruth" / name, grid, groups, list(groups))
+    return root
+
+
+@pytest.mark.parametrize("options", [{}, {"grid": "labels"}, {"context_nm": "30"}], ids=str)
+def test_crops_of_one_data_set_are_cut_in_its_coordinates(options: dict[str, str], tmp_path: Path) -> None:
+    crops = volumes(overlapping(tmp_path) / "janelia-cosem-datasets", **options)
+    policy = SplitPolicy(gap_nm=16.0)
+    assert {volume.frame for volume in crops} == {crops[0].frame}
+    assert crops[0].frame is not None
+    assert crops[0].frame.name == "jrc_x"
+    covered = []
+    for volume, grid in zip(crops, OVERLAPPING.values(), strict=True):
+        assert volume.origin_nm is not None
+        wider, half = float(options.get("context_nm", 0)), max(volume.voxel_size) / 2
+        low = [max(edge - wider, 0) for edge in extent(grid)[0]]  # of what is drawn; the image begins at 0
+        assert volume.origin_nm == pytest.approx(low, abs=half + 1e-6)
+        folds = policy.folds_of(volume)
+        places = [(volume.origin_nm[0] + z * volume.voxel_size.z, fold) for z, fold in folds.items()]
+        covered += [(nm, nm + volume.voxel_size.z, fold) for nm, fold in places]
+    assert {fold for _, _, fold in covered} == {"train", "validation", "test"}
+    for (low_nm, high_nm, fold), (other_nm, above_nm, other) in itertools.combinations(covered, 2):
+        assert fold == other or max(other_nm - high_nm, low_nm - above_nm) > 16.0 - 1e-3
+
+
+def test_a_build_of_overlapping_crops_and_of_an_older_split_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dataset_builder import cli
+
+    raw, out, again = str(overlapping(tmp_path / "raw")), tmp_path / "built", tmp_path / "again"
+    command = ["--source", "openorganelle", "--raw", raw, "--out"]
+    assert cli.build([*command, str(out)]) == 0
+    splits = json.loads((out / "splits.json").read_text())
+    entries = splits["volumes"]
+    frames = [entry["frame"] for entry in entries.values()]
+    assert [frame["name"] for frame in frames] == ["jrc_x"] * 4
+    assert frames[0]["origin_nm"] == [40.0, 80.0, 80.0]
+    assert all(frame["folds_nm"] == frames[0]["folds_nm"] for frame in frames)
+    assert {slab[0] for entry in entries.values() for slab in entry["slabs"]} == {"train", "validation", "test"}
+    assert cli.build([*command, str(again), "--splits", str(out / "splits.json")]) == 0
+    assert (again / "splits.json").read_bytes() == (out / "splits.json").read_bytes()
+
+    for volume in volumes(Path(raw) / "janelia-cosem-datasets"):  # as it was before: each crop for itself
+        entries[volume.volume_id] = SplitPolicy().entry_of(replace(volume, frame=None, origin_nm=None))
+    (tmp_path / "older.json").write_text(json.dumps(splits))
+    capsys.readouterr()
+    with pytest.raises(InputError) as caught:
+        cli.build([*command, str(tmp_path / "leaks"), "--splits", str(tmp_path / "older.json")])
+    found = str(caught.value)
+    one, other = "openorganelle-jrc_x-crop1", "openorganelle-jrc_x-crop2"
+    assert "the split leaks in 7 places" in found
+    assert f"{other} slices 0 to 8 (train) and {one} slices 17 to 19 (validation) overlap in jrc_x" in found
+    assert f"{other} slices 0 to 8 (train) and {one} slices 25 to 29 (test) are 0 nm apart, not 40, in jrc_x" in found
+    assert "older.json divides them so, and may be older than this check: build without --splits" in found
+    assert not (tmp_path / "leaks").exists()

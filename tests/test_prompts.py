@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from baselines.prompts import PROMPTS, inner_point, prompt_kind, prompts_of, ring
+from baselines.sam.prompts import PROMPTS, inner_point, prompt_kind, prompts_of, ring
 from em_bench_eval.errors import InputError
 from em_bench_eval.rows import LabelledImage
 from em_bench_eval.schema import Organelle

@@ -265,6 +265,24 @@ def test_mitoem_takes_the_images_that_belong_to_the_labels(tmp_path: Path) -> No
     np.testing.assert_array_equal(np.asarray(validation.instances[:]), ids[8:12])
     np.testing.assert_array_equal(np.asarray(validation.image[:]), fake.em_like(ids > 0, 1)[8:12])
     assert set(validation.organelle_of) == set(np.unique(ids[8:12]).tolist()) - {0}
+    slabs = [[(slab.fold, slab.start, slab.stop) for slab in SplitPolicy().slabs_of(v)] for v in (train, validation)]
+    assert slabs == [[("train", 0, 8)], [("validation", 2, 4)]], "one stack: cut once, 60 nm apart"
+
+
+def test_nucmm_blocks_are_where_their_names_say(tmp_path: Path) -> None:
+    replicas.nucmm(tmp_path)
+    for path in (tmp_path / "nucmm").rglob("val/*.h5"):
+        path.rename(path.with_name(path.name.replace("0000_0576_0768", "0064_0512_0832")))
+    train, val = volumes_of("nucmm", tmp_path)
+    assert (train.origin_nm, val.origin_nm) == ((0, 576 * 510, 768 * 510), (64 * 480, 512 * 510, 832 * 510))
+    assert train.frame is not None
+    assert train.frame == val.frame
+    assert [(span.start_nm, span.slices) for span in train.frame.spans] == [(0, 12), (64 * 480, 12)]
+    for path in (tmp_path / "nucmm").rglob("train/*.h5"):
+        path.rename(path.with_name("block.h5"))
+    renamed, other = volumes_of("nucmm", tmp_path)
+    assert renamed.frame is None, "no place is made up"
+    assert other.frame is not None
 
 
 def test_cem_mitolab_leaves_out_what_other_sources_image_and_what_has_no_pixel_size(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
     torch.save(_small().state_dict(), whole)
     contents = {
         "cut.pth": (whole.read_bytes()[:5000], "cut.pth cannot be read"),
-        "text.pth": (b"<html>not found</html>", "text.pth is no file of torch"),
+        "text.pth": (b"<html>not found</html>", "text.pth cannot be read"),
         "empty.pth": (b"", "empty.pth cannot be read"),
         "cut.safetensors": (b"1234567890", "cut.safetensors cannot be read"),
     }

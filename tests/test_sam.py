@@ -17,10 +17,10 @@ from baselines.cli_sam import KINDS, sam
 from baselines.model import Batch, count_parameters, load_model
 from baselines.models.sam import MODEL, SMOKE, VIT_B, Embedded, Frame, PromptBatch, Sam, network_pixels, to_gray
 from baselines.preprocess import percentile_normalised
-from baselines.prompts import PROMPTS
-from baselines.sam_grid import GridSettings
-from baselines.sam_predict import SamPredictor, SamSettings, predict_sam
-from baselines.semantic_vote import vote
+from baselines.sam.grid import GridSettings
+from baselines.sam.predict import SamPredictor, SamSettings, predict_sam
+from baselines.sam.prompts import PROMPTS
+from baselines.sam.semantic_vote import vote
 from em_bench_eval.cli import main
 from em_bench_eval.errors import InputError
 from em_bench_eval.rows import LabelledImage, decode_row, open_rows, read_predictions

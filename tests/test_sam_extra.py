@@ -32,11 +32,11 @@ from sam_lively import (
 from baselines.cli_sam import CORE, sam
 from baselines.cli_sam import ENGINES as CLI_ENGINES
 from baselines.models.sam import VIT_B, VIT_H, VIT_L, PromptBatch, Sam, SamBaselineConfig
-from baselines.prompts import PROMPTS
-from baselines.sam_grid import GridSettings
-from baselines.sam_packages import ENGINES, engine_settings, load_engine
-from baselines.sam_predict import SamPredictor, SamSettings, predict_sam
-from baselines.sam_weights import ARCHITECTURES, from_state_dict
+from baselines.sam.engines import ENGINES, engine_settings, load_engine
+from baselines.sam.grid import GridSettings
+from baselines.sam.predict import SamPredictor, SamSettings, predict_sam
+from baselines.sam.prompts import PROMPTS
+from baselines.sam.weights import ARCHITECTURES, from_state_dict
 from em_bench_eval.cli import main
 from em_bench_eval.errors import InputError
 from em_bench_eval.rows import LabelledImage, read_predictions
@@ -57,7 +57,7 @@ def core(state: State) -> Sam:
 
 @pytest.fixture(scope="module")
 def engine(core: Sam) -> Any:
-    from baselines.segment_anything_runner import SegmentAnything
+    from baselines.sam.segment_anything_runner import SegmentAnything
 
     return SegmentAnything(core)
 
@@ -65,7 +65,7 @@ def engine(core: Sam) -> Any:
 @pytest.fixture(scope="module")
 def broad() -> tuple[Sam, Any]:
     """A core and an engine whose masks cover much, so that few prompts get an empty answer."""
-    from baselines.segment_anything_runner import SegmentAnything
+    from baselines.sam.segment_anything_runner import SegmentAnything
 
     core = from_state_dict(lively_state(small(), share=0.4), "broad.pth")
     return core, SegmentAnything(core)
@@ -84,7 +84,7 @@ def test_the_package_has_the_weights_under_its_own_names(engine: Any, state: Sta
 @needs_sam
 @pytest.mark.parametrize(("name", "config"), [("vit_b", VIT_B), ("vit_l", VIT_L), ("vit_h", VIT_H)])
 def test_published_architectures_are_those_of_the_registry(name: str, config: SamBaselineConfig) -> None:
-    from baselines.segment_anything_runner import package_network
+    from baselines.sam.segment_anything_runner import package_network
 
     registry = import_module("segment_anything").sam_model_registry
     with torch.device("meta"):
@@ -259,7 +259,7 @@ def test_a_torchvision_of_another_build(monkeypatch: pytest.MonkeyPatch) -> None
     def broken_import(name: str) -> Any:
         raise RuntimeError("operator torchvision::nms does not exist")
 
-    monkeypatch.setattr("baselines.sam_packages.import_module", broken_import)
+    monkeypatch.setattr("baselines.sam.engines.import_module", broken_import)
     with pytest.raises(InputError, match=r"torchvision::nms(.|\n)*same build as torch"):
         load_engine("segment-anything", "x.pth")
 

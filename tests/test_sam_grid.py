@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baselines.masks import Mask
-from baselines.sam_grid import GridSettings, box_nms, flat_masks, generate, mask_boxes, point_grid, stability
+from baselines.sam.grid import GridSettings, box_nms, flat_masks, generate, mask_boxes, point_grid, stability
 from em_bench_eval.errors import InputError
 
 SHAPE = (60, 80)

@@ -12,7 +12,7 @@ import torch
 from baselines.model import count_parameters
 from baselines.models.sam import SMOKE, VIT_B, PromptBatch, Sam
 from baselines.pretrained import load_pretrained
-from baselines.sam_weights import (
+from baselines.sam.weights import (
     ARCHITECTURES,
     architecture_name,
     config_of,
@@ -146,7 +146,7 @@ class _Code:
 def test_files_that_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save({"model_state": STATE, "init": _Code()}, path)
-    with pytest.raises(InputError, match="it can run code"):
+    with pytest.raises(InputError, match="could run code"):
         load_sam(path)
     path.write_bytes(b"<html>not found</html>")
     with pytest.raises(InputError, match="cannot be read"):
@@ -155,7 +155,7 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         load_sam(path)
     torch.save([1, 2], path)
-    with pytest.raises(InputError, match="no state dict"):
+    with pytest.raises(InputError, match="holds no weights"):
         load_sam(path)
     torch.save({"image_encoder.layers.0.0.conv1.c.weight": torch.zeros(1)}, path)
     with pytest.raises(InputError, match="MobileSAM"):

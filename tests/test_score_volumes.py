@@ -167,7 +167,6 @@ def test_faults(pair: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ([small, good, "--organelle", "er"], "differ in shape"),
         ([coarse, good, "--organelle", "er"], "differ in voxel size"),
         ([unknown, unknown, "--organelle", "er"], "--voxel-size-nm Z,Y,X"),
-        ([good, good, "--organelle", "er", "--voxel-size-nm", "8,8"], "three positive numbers"),
         ([good, good, "--organelle", "ers"], "did you mean 'er'"),
         ([good, good], "nothing says of which organelle"),
         ([tmp_path / "nothing.zarr", good, "--organelle", "er"], "no volume at"),
@@ -176,6 +175,9 @@ def test_faults(pair: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     for arguments, message in cases:
         assert main(["score", *map(str, arguments)]) == 2, message
         assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["score", str(good), str(good), "--organelle", "er", "--voxel-size-nm", "8,8"])
+    assert "three positive numbers" in capsys.readouterr().err
     twice = tmp_path / "twice"
     twice.mkdir()
     for name in ("mito.tif", "mito.png"):

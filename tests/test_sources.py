@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import replicas
 from PIL import Image
+from scipy.io import savemat
 
 from dataset_builder.instances import instances_of
 from dataset_builder.source import Source, load_source, source_names
@@ -92,6 +93,41 @@ def test_hela_ignores_what_is_far_from_the_drawn_mitochondria(tiny_raw: Path) ->
         reach_px = 500 / 10
         assert rows.min() == pytest.approx(np.nonzero(drawn)[0].min() - reach_px, abs=1)
         assert columns.min() == pytest.approx(np.nonzero(drawn)[1].min() - reach_px, abs=1)
+
+
+def drawn_as_published(raw: Path, converted: Path) -> Path:
+    """Write the converted slices as their authors publish them: one MATLAB layer for each drawn mitochondrion."""
+    folder = raw / "hela_sbfsem"
+    (folder / "OriginalImages").mkdir(parents=True)
+    for path in sorted((converted / "mito_instance").iterdir()):
+        name = f"ROI_6005_4739_81_{path.stem}"
+        Image.open(converted / "raw" / path.name).save(folder / "OriginalImages" / f"{name}.tif")
+        ids = np.asarray(Image.open(path))
+        masks = [ids == value for value in np.unique(ids) if value]
+        layers = np.stack([number * mask.astype(float) for number, mask in enumerate(masks, start=1)], axis=2)
+        savemat(folder / f"GT_{name}.mat", {"groundTruthM": layers}, do_compression=True)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "OriginalImages" / "ROI_6005_4739_81_z0099.tif")
+    return folder
+
+
+def test_hela_reads_the_authors_files_and_explains_a_broken_one(tiny_raw: Path, tmp_path: Path) -> None:
+    folder = drawn_as_published(tmp_path, tiny_raw / "hela_sbfsem_mito2d")
+    converted, published = volumes_of("hela_sbfsem", tiny_raw), volumes_of("hela_sbfsem", tmp_path)
+    assert [volume.volume_id for volume in published] == [volume.volume_id for volume in converted]
+    for mine, theirs in zip(converted, published, strict=True):
+        assert set(theirs.annotated) == {Organelle.MITO}  # nuclei are not among these files
+        np.testing.assert_array_equal(theirs.image[:], mine.image[:])
+        mito = [id_ for id_, organelle in mine.organelle_of.items() if organelle is Organelle.MITO]
+        assert len(theirs.organelle_of) == len(mito)
+        np.testing.assert_array_equal(theirs.instances[0] > 0, np.isin(mine.instances[0], mito))
+        pairs = {*zip(mine.instances[0][theirs.instances[0] > 0], theirs.instances[theirs.instances > 0], strict=True)}
+        assert len(pairs) == len(mito)
+        np.testing.assert_array_equal(theirs.ignore, mine.ignore)
+    broken = folder / "GT_ROI_6005_4739_81_z0030.mat"
+    for content in (broken.read_bytes()[:300], b"", b"no MATLAB file at all, but long enough to hold a header" * 9):
+        broken.write_bytes(content)
+        with pytest.raises(InputError, match=r"z0030\.mat holds no drawn mitochondria\n.*found.*\n.*groundTruthM"):
+            volumes_of("hela_sbfsem", tmp_path)
 
 
 def test_published_test_volume_of_lucchi_becomes_the_test_fold(tmp_path: Path) -> None:

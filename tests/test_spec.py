@@ -23,10 +23,11 @@ from dataset_builder.label_values import IGNORED, UNKNOWN, Lookup, ValueMap, par
 from dataset_builder.source import Source, load_source
 from dataset_builder.sources.local import SOURCE, source_of
 from dataset_builder.spec import load_spec
+from dataset_builder.splits import SplitPolicy
 from dataset_builder.views import boxes, distinct_ids
 from em_bench_eval.errors import InputError
 from em_bench_eval.opened import Mapped, Opened, whole_numbers
-from em_bench_eval.schema import Organelle, Volume, VoxelSize
+from em_bench_eval.schema import Frame, Organelle, Span, Volume, VoxelSize
 
 SHAPE = (5, 24, 30)
 RNG = np.random.default_rng(3)
@@ -497,6 +498,47 @@ def test_positions_in_the_files_propose_the_box(lab: Path) -> None:
             file[name].attrs["offset"] = offset
     text = SPEC.replace("gray.tif", "cremi.h5:/raw").replace("classes.tif", "'cremi.h5:/labels'")
     assert "box: [[1, 4], [2, 20], [5, 25]]" in fault(lab, text)
+
+
+ONE_PART = "[[0, 3], [0, 12], [0, 12]]"
+FIRST_PART = SPEC.replace("gray.tif", f"{{path: gray.tif, box: {ONE_PART}}}")
+FIRST_PART = FIRST_PART.replace("classes.tif,", f"classes.tif, box: {ONE_PART},")
+SECOND_PART = FIRST_PART[FIRST_PART.index("  - id: a") :].replace("id: a", "id: b")
+TWO_PARTS = FIRST_PART + SECOND_PART.replace(ONE_PART, "[[2, 5], [6, 18], [0, 12]]")
+
+
+def test_parts_of_one_file_lie_in_its_coordinates(lab: Path) -> None:
+    assert volume(lab).frame is None
+    first, second = declared(lab, TWO_PARTS).volumes(None, {})
+    assert first.frame == second.frame == Frame("our_lab: gray.tif", (Span(0.0, 8.0, 3), Span(16.0, 8.0, 3)))
+    assert (first.origin_nm, second.origin_nm) == ((0, 0, 0), (16, 24, 0))
+    folds: dict[tuple[int, int, int], set[str]] = {}
+    for one, (z0, y0) in ((first, (0, 0)), (second, (2, 6))):
+        for z, fold in SplitPolicy(gap_nm=8, smallest_train_slab=1).folds_of(one).items():
+            for y in range(12):
+                folds.setdefault((z0 + z, y0 + y, 0), set()).add(fold)
+    assert {fold for of_voxel in folds.values() for fold in of_voxel} == {"train", "validation", "test"}
+    assert all(len(of_voxel) == 1 for of_voxel in folds.values())
+
+
+def test_volumes_of_a_named_frame_need_a_position(lab: Path) -> None:
+    placed = SPEC.replace("  - id: a", "  - id: a\n    frame: cell 3\n    origin_nm: [80, -4.5, 0]")
+    found = volume(lab, placed)
+    assert found.frame is not None
+    assert (found.frame.name, found.origin_nm) == ("our_lab: cell 3", (80.0, -4.5, 0.0))
+    message = fault(lab, SPEC.replace("specimen:", "frame: cell 3\n  specimen:"))
+    assert "line 12, column 10: defaults.frame" in message
+    assert "no position: none here, and none in" in message
+    assert "origin_nm: [z, y, x]" in message
+    assert "a position, and no frame" in fault(lab, SPEC.replace("  - id: a", "  - id: a\n    origin_nm: [0, 0, 0]"))
+    with h5py.File(lab / "cremi.h5", "w") as file:
+        for name, array in (("raw", GRAY), ("labels", CLASSES)):
+            file[name] = array
+            file[name].attrs["resolution"] = (8.0, 4.0, 4.0)
+            file[name].attrs["offset"] = (800.0, 40.0, 0.0)
+    text = SPEC.replace("gray.tif", "cremi.h5:/raw").replace("classes.tif", "'cremi.h5:/labels'")
+    stated = volume(lab, text.replace("  - id: a", "  - id: a\n    frame: cell 3"))
+    assert stated.origin_nm == (796.0, 38.0, -2.0)  # a position is that of a voxel's centre
 
 
 def test_merge_keys_and_repeated_volumes(lab: Path) -> None:

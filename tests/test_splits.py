@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from dataset_builder.fingerprint import MAX_DIFFERENT_BITS, near_pairs, perceptual_hash
-from dataset_builder.splits import Placed, SplitPolicy, check_leaks, part_of
+from dataset_builder.leaks import Placed, check_leaks
+from dataset_builder.splits import SplitPolicy, part_of
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import Organelle, Volume, VoxelSize
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -202,7 +203,7 @@ def judge(tmp_path: Path, dataset: Path, **options: Any) -> Judge:
 def test_whatever_the_process_does_there_is_a_verdict(
     submission: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, kind: str
 ) -> None:
-    monkeypatch.setattr(judge_module, "_CODE", code)
+    monkeypatch.setattr(judge_module, "command_of", lambda *job: [sys.executable, "-c", code])
     judged = judge(tmp_path, tiny_dataset, minutes=0.01 if kind == "resources" else 1)(submission)
     assert judged.result is None
     assert judged.refused is not None
@@ -217,7 +218,7 @@ def test_the_process_gets_no_token(
         "from pathlib import Path\n"
         f"Path({str(tmp_path / 'seen')!r}).write_text(json.dumps([dict(os.environ), os.listdir('.')]))\n"
     )
-    monkeypatch.setattr(judge_module, "_CODE", code)
+    monkeypatch.setattr(judge_module, "command_of", lambda *job: [sys.executable, "-c", code])
     for name in ("HF_TOKEN", "GITHUB_TOKEN"):
         monkeypatch.setenv(name, "hf_secret")
     judge(tmp_path, tiny_dataset)(submission)

@@ -6,8 +6,10 @@ import gzip
 import math
 import os
 import pickle
+import re
 import shutil
 import struct
+import tempfile
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -260,6 +262,48 @@ def test_packed_nifti_is_unpacked_once_and_says_so(tmp_path: Path, monkeypatch: 
     for z in range(6):
         np.testing.assert_array_equal(opened[z], VOXELS[z])
     assert len(times) == 1
+
+
+def other_voxels(path: Path, change: Callable[[bytes], bytes]) -> Path:
+    """A packed NIfTI file whose stream is sound and does not hold what its header promises."""
+    path = nifti(path, suffix=".nii.gz")
+    path.write_bytes(gzip.compress(change(gzip.decompress(path.read_bytes()))))
+    return path
+
+
+PROMISED = 352 + VOXELS.nbytes
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda stream: stream[:-1], f"{PROMISED - 1:,} bytes"),
+        (lambda stream: stream[:352], "352 bytes"),
+        (lambda stream: stream + b"\0", f"more than {PROMISED:,} bytes"),
+    ],
+)
+def test_a_packed_nifti_holds_what_its_header_promises(change: Any, found: str, tmp_path: Path) -> None:
+    opened = open_volume(other_voxels(tmp_path / "v", change))
+    expected = rf"expected: {PROMISED:,} bytes: 352, then 52 x 40 x 6 voxels \(x, y, z\) of uint16"
+    with pytest.raises(InputError, match=rf"v\.nii\.gz does not unpack to what .*\n  found: {found}\n  {expected}"):
+        opened[0]
+
+
+def test_a_packed_nifti_is_not_unpacked_beyond_its_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = other_voxels(tmp_path / "v", lambda stream: stream + bytes(2**26))
+    assert bomb.stat().st_size < 2**17
+    files = []
+    real = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: files.append(real()) or files[-1])
+    with pytest.raises(InputError, match="found: more than"):
+        open_volume(bomb)[0]
+    assert files[0].tell() == PROMISED + 1
+
+
+@pytest.mark.parametrize("share", [0.5, 0.99])
+def test_a_packed_nifti_that_was_cut_off_says_how_far_it_goes(share: float, tmp_path: Path) -> None:
+    path = cut(nifti(tmp_path / "v", suffix=".nii.gz"), share)
+    assert re.search(rf"found: [\d,]+ bytes, then: .*\n  expected: {PROMISED:,} bytes", message(path))
 
 
 DTYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64", "uint64"]

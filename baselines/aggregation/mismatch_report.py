@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import tempfile
+from functools import partial
 from pathlib import Path
 
 from baselines.aggregation.aggregation_levels import ALL
@@ -14,6 +13,7 @@ from baselines.aggregation.mismatch import AGGREGATIONS, Mismatch, gaps
 from baselines.aggregation.mismatch_figure import figure
 from baselines.aggregation.mismatch_statement import statement
 from em_bench_eval.metric import Value
+from em_bench_eval.whole_file import write_whole
 
 COLUMNS = {  # header -> metric
     "sem Dice": "semantic_dice",
@@ -100,18 +100,5 @@ def write_report(found: Mismatch, out: Path, key: str) -> list[Path]:
         "mismatch.txt": f"{format_table(found)}\n\n{statement(found, key)}\n",
     }
     for name, text in files.items():
-        _write(out / name, text)
+        write_whole(out / name, partial(Path.write_text, data=text, encoding="utf-8"))
     return [out / name for name in files]
-
-
-def _write(path: Path, text: str) -> None:
-    """Give the file its name only when it is complete."""
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(partial, 0o644)  # mkstemp makes it private
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise

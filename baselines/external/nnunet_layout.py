@@ -26,6 +26,7 @@ from baselines.external.row_boxes import AXES, Box, RowBox, Triple, nm_triple, t
 from em_bench_eval.align import aligned_shape
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import ORGANELLES
+from em_bench_eval.whole_file import write_whole
 
 CASES_FILE = "cases.json"
 FORMAT = "em-organelle-wild cases v1"
@@ -211,9 +212,7 @@ def splits_final(layout: Layout) -> list[dict[str, list[str]]]:
 def write_json(path: Path, content: object) -> None:
     """Write a JSON file that appears complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+    write_whole(path, lambda partial: partial.write_text(json.dumps(content, indent=1) + "\n"))
 
 
 def layout_json(layout: Layout) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Segment Anything (Kirillov et al. 2023) on transformers, without training: masks for prompts, of no organelle.
 
-micro-SAM (Archit et al. 2025) is the same architecture with other weights. ``baselines.sam_weights`` reads the files of
-both projects, ``baselines.sam_predict`` predicts whole images with them, automatically or prompted.
+micro-SAM (Archit et al. 2025) is the same architecture with other weights. ``baselines.sam.weights`` reads the files of
+both projects, ``baselines.sam.predict`` predicts whole images with them, automatically or prompted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from baselines.masks import Mask
 from baselines.model import Baseline, BaselineConfig, Batch, Model, Preset
 from baselines.recipe import Recipe
-from baselines.sam_grid import GridSettings, generate
+from baselines.sam.grid import GridSettings, generate
 from em_bench_eval.errors import InputError
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of red, green and blue in 0..255, as SAM was trained

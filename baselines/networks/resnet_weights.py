@@ -10,24 +10,20 @@ convolution has no bias and is followed by batch normalisation, which takes its 
 
 from __future__ import annotations
 
-import hashlib
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from baselines.weight_files import read_tensors
 from em_bench_eval.errors import InputError
+from em_bench_eval.whole_file import sha256_of
 
-SAFETENSORS = ".safetensors"
-CONTAINERS = ("state_dict", "model")  # where checkpoints of a training hold the weights
+EXPECTED = "a file .safetensors, .pth or .pth.tar with tensors by name, alone or as its state_dict"
 COUNTER = "num_batches_tracked"  # of batch normalisation: absent from old files, and without effect
-SAFE_PICKLES_SINCE = (2, 6)  # before, weights_only=True could be made to run code: CVE-2025-32434
 
 # what stands before "conv1.weight", the first that is there; momentum encoders and queues stay behind
 PREFIXES = {
@@ -62,7 +58,10 @@ def read_resnet_weights(path: str | os.PathLike[str]) -> EncoderWeights:
     could run code, or holds no ResNet; whether the ResNet fits a model is for ``load_exactly`` to say.
     """
     file = Path(path)
-    found = read_tensors(file)
+    if not file.is_file():
+        found_there = "a folder" if file.is_dir() else "no such file"
+        raise InputError(f"there are no weights {file}", found=found_there, expected=EXPECTED)
+    found = read_tensors(file, EXPECTED)
     for prefix in TRANSFORMERS_PREFIXES:
         if f"{prefix}embedder.embedder.convolution.weight" in found:
             tensors = {
@@ -70,12 +69,12 @@ def read_resnet_weights(path: str | os.PathLike[str]) -> EncoderWeights:
                 for name, tensor in found.items()
                 if name.startswith((prefix + "embedder.", prefix + "encoder."))
             }
-            return EncoderWeights(tensors, f"{file.name} (ResNet of transformers, sha256 {_fingerprint(file)})")
+            return EncoderWeights(tensors, f"{file.name} (ResNet of transformers, sha256 {sha256_of(file)[:12]})")
     for prefix, about in PREFIXES.items():
         if f"{prefix}conv1.weight" in found:
             names = {name: name[len(prefix) :] for name in found if name.startswith(prefix)}
             tensors = {transformers_name(n): found[key] for key, n in names.items() if _TRUNK.match(n)}
-            return EncoderWeights(tensors, f"{file.name} ({about}, sha256 {_fingerprint(file)})")
+            return EncoderWeights(tensors, f"{file.name} ({about}, sha256 {sha256_of(file)[:12]})")
     raise InputError(
         f"{file} holds no ResNet",
         found=f"{len(found)} tensors: {', '.join(sorted(found)[:4])}",
@@ -126,70 +125,3 @@ def as_gray(tensor: Tensor, like: Tensor) -> Tensor:
     if tensor.ndim == 4 and like.ndim == 4 and (tensor.shape[1], like.shape[1]) == (3, 1):
         return tensor.sum(dim=1, keepdim=True)
     return tensor
-
-
-def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the named tensors of a file, those of its ``state_dict`` if it has one; never runs code of the file."""
-    file = Path(path)
-    if not file.is_file():
-        raise InputError(
-            f"there are no weights {file}",
-            found="a folder" if file.is_dir() else "no such file",
-            expected=f"a file {SAFETENSORS}, .pth or .pth.tar",
-        )
-    content = _read_safetensors(file) if file.suffix == SAFETENSORS else _read_pickle(file)
-    for key in CONTAINERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    tensors = {n: t for n, t in content.items() if isinstance(t, Tensor)} if isinstance(content, dict) else {}
-    if not tensors:
-        raise InputError(
-            f"{file} holds no weights",
-            found=f"keys {', '.join(map(str, list(content)[:6]))}" if isinstance(content, dict) else type(content),
-            expected=f"tensors by name, at the top or under {' or '.join(CONTAINERS)}",
-        )
-    return tensors
-
-
-def _read_safetensors(file: Path) -> Any:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read", found=error, remedy="the file is damaged: fetch it again") from error
-
-
-def _read_pickle(file: Path) -> Any:
-    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if version < SAFE_PICKLES_SINCE:
-        raise InputError(
-            f"{file} is a pickle, which torch {torch.__version__} cannot read safely (CVE-2025-32434)",
-            expected=f"torch {'.'.join(map(str, SAFE_PICKLES_SINCE))} or newer, or a {SAFETENSORS} file",
-            remedy="pip install --upgrade torch, or convert the weights where you trust the file",
-        )
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL [\w.]+", str(error))
-        raise InputError(
-            f"{file} is refused, because more than weights is pickled in it and could run code"
-            if refused
-            else f"{file} is no file of torch",
-            found=refused[0] if refused else str(error).splitlines()[0],
-            expected="tensors, numbers and texts",
-            remedy=f"where you trust the file, save its state_dict as {SAFETENSORS} and use that",
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{file} cannot be read", found=error, remedy="the file is damaged: fetch it again") from error
-
-
-def _fingerprint(file: Path) -> str:
-    """First 12 digits of the file's SHA-256: enough to tell files apart in the records."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:12]

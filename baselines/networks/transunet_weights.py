@@ -25,6 +25,7 @@ from torch import Tensor
 from baselines.networks.transunet_names import GOOGLE, OURS, POSITIONS, STATE_DICTS, renamed
 from baselines.networks.vit import resized_positions
 from baselines.pretrained import CONFIG, WEIGHTS
+from baselines.weight_files import read_tensors
 from em_bench_eval.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def read_encoder_weights(path: str | os.PathLike[str]) -> EncoderWeights:
         raise InputError(f"there are no encoder weights {place}", found="no such file or folder", expected=FORMATS)
     if place.suffix == ".npz":
         return _read_google(place)
-    state = _read_safetensors(place) if place.suffix == ".safetensors" else _read_pickle(place)
+    state = {name.removeprefix("module."): tensor for name, tensor in read_tensors(place, FORMATS).items()}
     for format_, rules in STATE_DICTS.items():
         tensors = renamed(state, rules)
         if any(name.startswith("vit.") for name in tensors):
@@ -175,7 +176,7 @@ def _read_folder(folder: Path) -> EncoderWeights:
             expected=FORMATS,
             remedy="finish the pre-training: em-bench pretrain ... --resume",
         )
-    state = _read_safetensors(folder / WEIGHTS)
+    state = read_tensors(folder / WEIGHTS, FORMATS)
     tensors = renamed(state, OURS)
     if not any(name.startswith("vit.") for name in tensors):
         raise _unknown_names(folder / WEIGHTS, state)
@@ -183,40 +184,6 @@ def _read_folder(folder: Path) -> EncoderWeights:
     if (folder / CONFIG).is_file():
         heads = json.loads((folder / CONFIG).read_text()).get("config", {}).get("heads")
     return EncoderWeights(tensors, f"em-bench weights {folder.resolve().name}", heads)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except Exception as error:  # safetensors raises its own SafetensorError, or OSError
-        raise InputError(f"{path} cannot be read", found=error, expected="a .safetensors file") from error
-    return tensors
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    """State dict of a ``.pth``, bare or under a usual key, ``module.`` removed; nothing but tensors is unpickled."""
-    import pickle
-    import zipfile
-
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path} is refused",
-            found="a pickle that holds more than tensors, and could run code when it is read",
-            expected=FORMATS,
-            remedy="save the state dict alone (torch.save(model.state_dict(), ...)), or convert it to safetensors",
-        ) from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read", found=error, expected=FORMATS) from error
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping):
-        raise InputError(f"{path} holds no state dict", found=type(content).__name__, expected=FORMATS)
-    return {str(name).removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def _unknown_names(path: Path, names: Mapping[str, Any]) -> InputError:

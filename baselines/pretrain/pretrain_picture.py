@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from baselines.preprocess import normalisation
+from em_bench_eval.whole_file import write_whole
 
 PICTURE = "reconstruction.png"
 ROWS, GAP, TITLE = 6, 6, 18  # crops; pixels
@@ -40,9 +40,7 @@ def write_picture(folder: Path, inputs: Tensor, targets: Tensor, restored: Tenso
         before, after = (float(np.square(tensors[which][row] - tensors[1][row]).mean()) for which in (0, 2))
         text = f"mean squared error {after:.3f}; of the input {before:.3f}"
         draw.text((GAP, TITLE + row * (height + GAP + TITLE) + height + 2), text, fill=0)
-    partial = folder / f".partial-{PICTURE}"
-    canvas.save(partial, format="PNG")
-    os.replace(partial, folder / PICTURE)
+    write_whole(folder / PICTURE, canvas.save)
     return folder / PICTURE
 
 

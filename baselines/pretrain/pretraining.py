@@ -10,7 +10,6 @@ import dataclasses
 import math
 import platform
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from baselines.data import name_without_path
 from baselines.memory_faults import out_of_memory_as_input_error
@@ -33,12 +31,10 @@ from baselines.pretrain.reconstruction import Reconstruction, reconstruction_los
 from baselines.pretrain.skipped_images import SkippedImages
 from baselines.progress import Progress, step_seed
 from baselines.recipe import Recipe
+from baselines.resumable_loop import ResumableLoop, numbered_batches
 from baselines.run_folder import RunFolder
 from baselines.trackers import make_accelerator
 from em_bench_eval.errors import InputError
-
-LOG_EVERY = 10  # steps
-CROP_NUMBERS_END = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,7 @@ def pretrain(request: PretrainRequest, *, resume: bool = False, overwrite: bool 
     return request.out
 
 
-class _Loop:
+class _Loop(ResumableLoop):
     def __init__(
         self,
         request: PretrainRequest,
@@ -122,108 +118,39 @@ class _Loop:
         bad: set[int],
         skipped: SkippedImages,
     ) -> None:
-        self.request, self.accelerator, self.run, self.skipped = request, accelerator, run, skipped
         recipe, name = request.recipe, request.architecture.normalisation
+        self.request, self.skipped = request, skipped
         self.held_out = HeldOut(images, bad, recipe.crop, name, request.seed)
         training = sorted(set(range(len(images))) - bad - set(self.held_out.numbers))
         self.crops = SpoiltCrops(images, training, recipe.crop, name, request.seed, skipped)
-        self.steps = recipe.steps
-        if self.steps is None and request.epochs is not None:
-            self.steps = max(1, math.ceil(request.epochs * len(training) / recipe.batch_size))
+        steps = recipe.steps
+        if steps is None and request.epochs is not None:
+            steps = max(1, math.ceil(request.epochs * len(training) / recipe.batch_size))
+        every = request.checkpoint_every
+        progress = Progress(steps, request.max_minutes)
+        super().__init__("pretrain", accelerator, run, recipe, progress, checkpoint_every=every, look_every=every)
         self.share = _share_of_a_process(recipe.batch_size, accelerator.num_processes)
-        self.progress = Progress(self.steps, request.max_minutes)
         model = Reconstruction(request.architecture)
         groups = [{"params": list(model.parameters()), "lr_factor": 1.0}]
         self.model, self.optimizer = accelerator.prepare(model, OPTIMIZERS[recipe.optimizer](groups, recipe))
         self.errors: dict[str, float] = {}
         self.lr = recipe.lr
 
-    @property
-    def plain_model(self) -> Reconstruction:
-        model: Reconstruction = self.accelerator.unwrap_model(self.model)
-        return model
-
-    def restore(self) -> None:
-        """Go on from the last checkpoint, if there is one."""
-        if self.run.checkpoints:
-            folder = self.run.checkpoints[-1]
-            self.accelerator.load_state(str(folder))
-            self.progress.restore(folder)
-        if self.accelerator.is_main_process:
-            self.run.rewind_log(self.progress.step)
-
     def batches(self) -> Iterator[dict[str, Tensor]]:
-        """Batches from the first crop that no step has used yet; crop numbers run over all processes."""
-        from torch.utils.data import DataLoader
+        first_crop = self.progress.step * self.recipe.batch_size
+        return iter(numbered_batches(self.crops, self.accelerator, first_crop, self.share, self.request.workers))
 
-        loader: Any = DataLoader(
-            self.crops,  # type: ignore[arg-type]  # has a crop for every number, and so no length
-            batch_size=self.share,
-            sampler=range(self.progress.step * self.request.recipe.batch_size, CROP_NUMBERS_END),
-            num_workers=self.request.workers,
-            pin_memory=self.accelerator.device.type == "cuda",
-            persistent_workers=self.request.workers > 0,
-        )
-        return iter(self.accelerator.prepare(loader))
-
-    def run_to_end(self) -> None:
-        progress, batch_size = self.progress, self.request.recipe.batch_size
-        batches, fraction = self.batches(), progress.fraction(self.accelerator)
-        first, saved, training_seconds = progress.step, progress.step, 0.0
-        with tqdm(
-            total=self.steps,
-            initial=progress.step,
-            desc="pretrain",
-            unit="step",
-            disable=not self.accelerator.is_main_process,
-        ) as bar:
-            while fraction < 1.0:
-                since = time.monotonic()
-                loss = self.step(next(batches), fraction)
-                progress.step += 1
-                progress.crops += batch_size
-                fraction = progress.fraction(self.accelerator)
-                save = progress.step % self.request.checkpoint_every == 0 or fraction >= 1.0
-                log = progress.step % LOG_EVERY == 0 or save
-                values = {"loss": self.checked(loss, saved)} if log else {}
-                training_seconds += time.monotonic() - since
-                bar.update()
-                if save:
-                    self.look()
-                if log:
-                    values["images_per_s"] = (progress.step - first) * batch_size / training_seconds
-                    self.log(values, bar)
-                if save:
-                    self.save()
-                    saved = progress.step
-        self.finish()
-
-    def step(self, batch: dict[str, Tensor], fraction: float) -> Tensor:
-        recipe, step = self.request.recipe, self.progress.step
-        self.lr = recipe.learning_rate(step, fraction / self.request.stretch)
+    def step(self, batches: Iterator[dict[str, Tensor]], fraction: float) -> dict[str, Tensor]:
+        step, batch, device = self.progress.step, next(batches), self.accelerator.device
+        self.lr = self.recipe.learning_rate(step, fraction / self.request.stretch)
         set_learning_rate(self.optimizer, self.lr)
         torch.manual_seed(step_seed(self.request.seed, step, self.accelerator.process_index))
         with self.accelerator.autocast():
-            restored = self.model(batch["image"].to(self.accelerator.device))
-        loss = reconstruction_loss(restored, batch["target"].to(self.accelerator.device))
+            restored = self.model(batch["image"].to(device))
+        loss = reconstruction_loss(restored, batch["target"].to(device))
         self.accelerator.backward(loss)
-        if recipe.clip is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return loss.detach()
-
-    def checked(self, loss: Tensor, saved: int) -> float:
-        """Loss as a number, mean over the processes; raises ``InputError`` if it, or a weight, is none."""
-        value = float(self.accelerator.reduce(loss, reduction="mean"))
-        if math.isfinite(value) and all(bool(torch.isfinite(weight).all()) for weight in self.model.parameters()):
-            return value
-        raise InputError(
-            f"pre-training diverged by step {self.progress.step}: the loss or a weight is not a finite number",
-            found=f"loss {value:g}",
-            remedy=f"lower --lr (now {self.request.recipe.lr:g}) or use --mixed-precision no; "
-            + (f"the checkpoint of step {saved} in {self.run.path} is intact" if saved else "nothing was saved yet"),
-        )
+        self.update_weights()
+        return {"loss": loss.detach()}
 
     def look(self) -> None:
         """Restore the held-out crops: their errors, and the picture."""
@@ -235,40 +162,20 @@ class _Loop:
             "held_out_mse": float(reconstruction_loss(restored, crops.targets)),
             "held_out_mse_of_input": float(reconstruction_loss(crops.inputs, crops.targets)),
         }
-        about = f"step {self.progress.step}"
-        write_picture(
-            self.run.path, crops.inputs, crops.targets, restored, self.request.architecture.normalisation, about
-        )
+        name, about = self.request.architecture.normalisation, f"step {self.progress.step}"
+        write_picture(self.run.path, crops.inputs, crops.targets, restored, name, about)
 
-    def log(self, values: dict[str, float], bar: Any) -> None:
-        values |= self.errors | {"lr": self.lr}
-        self.accelerator.log(values, step=self.progress.step)
-        if self.accelerator.is_main_process:
-            rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
-            self.run.append_log({"step": self.progress.step, "seconds": round(self.progress.seconds, 2), **rounded})
-        shown = {"loss": f"{values['loss']:.3f}", "images/s": f"{values['images_per_s']:.1f}"}
-        if self.errors:
-            shown["held out"] = f"{self.errors['held_out_mse']:.3f}"
-        bar.set_postfix(shown)
+    def logged(self, fraction: float) -> dict[str, float]:
+        return self.errors | {"lr": self.lr}
 
-    def save(self) -> None:
-        step, partial = self.progress.step, self.run.partial_checkpoint(self.progress.step)
-        self.accelerator.save_state(str(partial))
-        if self.accelerator.is_main_process:
-            self.progress.save(partial)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self.run.commit(step)
-        self.accelerator.wait_for_everyone()
+    def shown(self, fraction: float) -> dict[str, str]:
+        return {"held out": f"{self.errors['held_out_mse']:.3f}"} if self.errors else {}
 
-    def finish(self) -> None:
-        if self.accelerator.is_main_process:
-            self.skipped.announce()
-            model = self.plain_model
-            model.training_info = self.training_info()
-            save_reconstruction(model, self.run.path)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+    def write_result(self) -> None:
+        self.skipped.announce()
+        model = self.plain_model
+        model.training_info = self.training_info()
+        save_reconstruction(model, self.run.path)
 
     def training_info(self) -> dict[str, Any]:
         """What ``config.json`` and the card say."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 
 from baselines.model import count_parameters
 from baselines.models.transunet import Decoder, Encoder, TransUNetConfig
-from baselines.pretrained import CARD, CONFIG, WEIGHTS
+from baselines.pretrained import CONFIG, WEIGHTS, with_tuples, write_checkpoint
+from baselines.weight_files import read_content
 from em_bench_eval import __version__
 from em_bench_eval.errors import InputError
 
@@ -53,38 +53,25 @@ def reconstruction_loss(restored: Tensor, target: Tensor) -> Tensor:
 
 def save_reconstruction(model: Reconstruction, folder: str | os.PathLike[str]) -> None:
     """Write weights, ``config.json`` and card into ``folder``, each whole or not at all, the weights last."""
-    from safetensors.torch import save_file
-
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     stored = {
         "model": NAME,
         "em_organelle_wild": __version__,
         "config": dataclasses.asdict(model.config),
         "training": model.training_info,
     }
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=target) as name:
-        partial = Path(name)
-        (partial / CARD).write_text(_card(model))
-        (partial / CONFIG).write_text(json.dumps(stored, indent=2) + "\n")
-        save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
-        for file in (CARD, CONFIG, WEIGHTS):
-            os.replace(partial / file, target / file)
+    write_checkpoint(folder, model, stored, _card(model))
 
 
 def load_reconstruction(folder: str | os.PathLike[str]) -> Reconstruction:
     """Load what ``save_reconstruction`` wrote, in evaluation mode; raises ``InputError`` for anything else."""
-    from safetensors.torch import load_file
-
     place = Path(folder)
     try:
         stored = json.loads((place / CONFIG).read_text())
-        values: dict[str, Any] = {key: _frozen(value) for key, value in stored["config"].items()}
+        values: dict[str, Any] = {key: with_tuples(value) for key, value in stored["config"].items()}
         if stored["model"] != NAME:
             raise ValueError(f"model {stored['model']}")
         model = Reconstruction(TransUNetConfig(**values))
-        model.load_state_dict(load_file(place / WEIGHTS))
+        model.load_state_dict(read_content(place / WEIGHTS, WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(
             f"{place} holds no pre-trained encoder",
@@ -93,11 +80,6 @@ def load_reconstruction(folder: str | os.PathLike[str]) -> Reconstruction:
         ) from error
     model.training_info = stored.get("training", {})
     return model.eval()
-
-
-def _frozen(value: Any) -> Any:
-    """Lists of JSON as the tuples that they were."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _card(model: Reconstruction) -> str:

@@ -35,10 +35,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from em_bench_eval.alone import alone
 from em_bench_eval.errors import InputError, unknown_name
 from em_bench_eval.schema import VoxelSize
+from em_bench_eval.whole_file import write_whole
 from lpa.ome_zarr import array_metadata, full_disk_is_os_error
-from lpa.plan import Journal, hold_alone, write_whole
+from lpa.plan import Journal
 
 Shape = tuple[int, int, int]  # (z, y, x)
 Box = tuple[slice, slice, slice]
@@ -134,8 +136,7 @@ class MapStore:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Hold the store for writing; ``InputError`` if another process does."""
-        with (self.folder / LOCK).open("w") as lock:
-            hold_alone(lock.fileno(), f"writing {self.folder}")
+        with alone(self.folder / LOCK, f"writing {self.folder}"):
             # tensorstore's, of a process that was killed while it wrote; nobody else writes now
             for stale in (self.folder / ARRAY).rglob("*.__lock"):
                 stale.unlink(missing_ok=True)

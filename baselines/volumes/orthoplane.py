@@ -27,7 +27,7 @@ from baselines.volumes.map_store import MapStore, Shape, create_maps, default_bl
 from baselines.volumes.predict_volume import VolumePredictor, aligned_voxel_nm
 from em_bench_eval.errors import InputError, unknown_name
 from em_bench_eval.schema import Array3D, VoxelSize
-from lpa.plan import write_whole
+from em_bench_eval.whole_file import write_whole
 
 # plane -> order of the volume's axes that puts the slices first; images as in dataset rows (rows x columns)
 PLANES = {"xy": (0, 1, 2), "xz": (1, 0, 2), "yz": (2, 0, 1)}

@@ -35,7 +35,7 @@ from baselines.volumes.gray import Gray
 from baselines.volumes.map_store import Index, MapStore
 from baselines.volumes.resample import Line
 from em_bench_eval.schema import Array3D
-from lpa.plan import write_whole
+from em_bench_eval.whole_file import write_whole
 
 Values = npt.NDArray[np.float32]
 Half = npt.NDArray[np.float16]

@@ -25,7 +25,7 @@ from baselines.affinities import Offset, Values, edges_of, is_short, offsets_in,
 from baselines.flood import drop_small
 from baselines.mutex_watershed import mutex_watershed
 from baselines.volumes.map_store import Box, MapStore, Shape
-from baselines.volumes.volume_classes import boxes, create_volume
+from baselines.volumes.volume_classes import boxes, create_volume, moved
 from em_bench_eval.opened import Opened
 from em_bench_eval.volume_io import open_volume
 
@@ -166,14 +166,14 @@ def seeds_by_block(
     starts: list[npt.NDArray[np.int64]] = []  # of each fragment, its first place in the order of the whole box
     count = 0
     for part in boxes(shape):
-        here = _moved(part, corner)
+        here = moved(part, corner)
         mask = grid.read(labels.__getitem__, here) == number
         found = pieces(mask.astype(np.int8), grid.offsets, grid.reader(here), rule.threshold, rule.repulsive)
         flat = found.reshape(-1)
         ids, first = np.unique(flat, return_index=True)
         place = np.unravel_index(first[ids > 0], found.shape)
-        moved = [at + side.start for at, side in zip(place, part, strict=True)]
-        starts.append(np.ravel_multi_index(moved, shape).astype(np.int64))
+        starting = [at + side.start for at, side in zip(place, part, strict=True)]
+        starts.append(np.ravel_multi_index(starting, shape).astype(np.int64))
         sizes.append(np.bincount(flat)[1:])
         fragments[part].write(np.where(found > 0, found + count, 0).astype(np.uint32)).result()
         count += len(sizes[-1])
@@ -196,9 +196,9 @@ def seeds_by_block(
     )
     seeds = create_volume(folder / "seeds.zarr", whole, np.uint32)
     for part in boxes(whole):
-        voxels = _moved(part, [side.start for side in native])
+        voxels = moved(part, [side.start for side in native])
         places = grid.box(voxels)
-        inside = _moved(places, [-at for at in corner])
+        inside = moved(places, [-at for at in corner])
         found = grid.spread(seed_of[np.asarray(fragments[inside].read().result())], places, voxels)
         seeds[part].write(np.where(labels[voxels] == number, found, 0).astype(np.uint32)).result()
     return open_volume(folder / "seeds.zarr"), len(kept)
@@ -221,7 +221,7 @@ def _fragment_edges(
         inner = tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(part, wider, strict=True))
         if not ids[inner].any():
             continue
-        at = _moved(wider, corner)  # type: ignore[arg-type]
+        at = moved(wider, corner)  # type: ignore[arg-type]
         first, second, strength, joins = edges_of(
             ids, ids > 0, grid.offsets, grid.reader(at), rule.threshold, rule.repulsive
         )
@@ -238,8 +238,3 @@ def _fragment_edges(
     joins = np.repeat([True, False], [len(strongest[True][0]), len(strongest[False][0])])
     low, high = pairs >> np.uint64(32), pairs & np.uint64(0xFFFFFFFF)
     return low.astype(np.int64), high.astype(np.int64), values, joins
-
-
-def _moved(part: Box, corner: list[int]) -> Box:
-    z, y, x = (slice(s.start + by, s.stop + by) for s, by in zip(part, corner, strict=True))
-    return z, y, x

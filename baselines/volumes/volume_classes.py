@@ -109,6 +109,12 @@ def boxes(shape: Sequence[int]) -> Iterator[Box]:
         yield z, y, x
 
 
+def moved(part: Box, by: Sequence[int]) -> Box:
+    """The box ``by`` voxels further along (z, y, x)."""
+    z, y, x = (slice(side.start + step, side.stop + step) for side, step in zip(part, by, strict=True))
+    return z, y, x
+
+
 def classes_of(probability: npt.NDArray[np.float32], label_ids: Sequence[int]) -> npt.NDArray[np.uint8]:
     """Give each voxel its most probable class; background has what is missing from a sum of 1, and wins a tie.
 

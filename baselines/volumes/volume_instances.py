@@ -47,11 +47,13 @@ from baselines.volumes.volume_classes import (
     semantic,
 )
 from baselines.volumes.volume_split import LANDSCAPES, LARGEST_BOX, Cut, Pieces, save_pieces, split_component
+from em_bench_eval.alone import alone
 from em_bench_eval.errors import InputError
 from em_bench_eval.opened import Opened
 from em_bench_eval.schema import Organelle
+from em_bench_eval.whole_file import write_whole
 from lpa.ome_zarr import full_disk_is_os_error, write_group
-from lpa.plan import hold_alone, replace_folder, write_whole
+from lpa.plan import replace_folder
 
 TABLE = "labels/instances.parquet"  # of a volume's folder
 SHOWN_COMPONENTS = 100
@@ -124,8 +126,7 @@ def label_maps(
     methods = methods_of(store.names, 3, wanted, decoders)
     folder = target.path.with_name(f".{target.path.name}.work")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        hold_alone(lock.fileno(), f"writing {target.path}")
+    with alone(folder / "lock", f"writing {target.path}"):
         _same_or_empty(folder, store, decoders, methods, largest_box)
         work = Work(folder, store.shape, progress)
         classes = filled(semantic(store, work), [o for o in organelles_in(store) if decoders[o].fill_holes], work)

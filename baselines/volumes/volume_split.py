@@ -21,7 +21,7 @@ from scipy import ndimage
 from baselines.decode import SEED_SHARE, Decoder, depth_maps, depth_of, seed_depth
 from baselines.volumes.map_store import Box, MapStore
 from baselines.volumes.volume_affinities import AffinityGrid, LinkRule, seeds_at_once, seeds_by_block
-from baselines.volumes.volume_classes import Work, boxes, create_volume
+from baselines.volumes.volume_classes import Work, boxes, create_volume, moved
 from em_bench_eval.opened import Opened
 from em_bench_eval.schema import Organelle
 from em_bench_eval.volume_io import open_volume
@@ -114,7 +114,7 @@ class Depth:
         shape = (box[0].stop - corner[0], box[1].stop - corner[1], box[2].stop - corner[2])
         found = create_volume(folder / "found.zarr", shape, np.uint8)
         for part in boxes(shape):
-            here = _moved(part, corner)
+            here = moved(part, corner)
             deep = self._depth(here) >= self.threshold
             found[part].write((deep & (self.labels[here] == number)).astype(np.uint8)).result()
         report = label_zarr(folder / "found.zarr", folder / "seeds.zarr", None, 26, "compact", progress=False)
@@ -233,13 +233,13 @@ def flood_blocks(number: int, box: Box, cut: Cut, work: Work, halo: int = HALO) 
     if count == 0 and cut.landscape.keeps_seedless:
         count = 1
         for part in boxes(shape):
-            pieces[part].write((cut.labels[_moved(part, corner)] == number).astype(np.uint32)).result()
+            pieces[part].write((cut.labels[moved(part, corner)] == number).astype(np.uint32)).result()
     waiting = count > 0
     while waiting:
         waiting = _flood_round(number, corner, shape, cut, seeds, pieces, halo)
     voxels, probability = np.zeros(count, np.int64), np.zeros(count)
     for part in boxes(shape):
-        sums = cut.measured(np.asarray(pieces[part].read().result()), _moved(part, corner), count)
+        sums = cut.measured(np.asarray(pieces[part].read().result()), moved(part, corner), count)
         voxels, probability = voxels + sums[0], probability + sums[1]
     return Pieces(open_volume(folder / "pieces.zarr"), corner, voxels, probability)
 
@@ -257,7 +257,7 @@ def _flood_round(
     undecided = decided = 0
     for part in boxes(shape):
         before = np.asarray(pieces[part].read().result())
-        own = cut.labels[_moved(part, corner)] == number
+        own = cut.labels[moved(part, corner)] == number
         if not (own & (before == 0)).any():
             continue
         wider: Box = tuple(
@@ -265,7 +265,7 @@ def _flood_round(
         )  # type: ignore[assignment]
         known = np.asarray(pieces[wider].read().result())
         markers = np.where(known > 0, known, seeds[wider]).astype(np.int32)
-        here = _moved(wider, corner)
+        here = moved(wider, corner)
         grown = flood(cut.landscape.height(here), markers, cut.labels[here] == number)
         inner = tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(part, wider, strict=True))
         after = np.where(before > 0, before, grown[inner]).astype(np.uint32)
@@ -273,11 +273,6 @@ def _flood_round(
         undecided += int(np.count_nonzero(own & (after == 0)))
         pieces[part].write(after).result()
     return undecided > 0 and decided > 0
-
-
-def _moved(part: Box, corner: Sequence[int]) -> Box:
-    z, y, x = (slice(s.start + by, s.stop + by) for s, by in zip(part, corner, strict=True))
-    return z, y, x
 
 
 def save_pieces(path: Path, labels: npt.NDArray[Any]) -> None:

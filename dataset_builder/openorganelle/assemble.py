@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from dataset_builder.openorganelle.layers import Layer
 from dataset_builder.openorganelle.options import Options
 from dataset_builder.openorganelle.plan import Plan
 from dataset_builder.openorganelle.store import Store
-from em_bench_eval.schema import AnnotationType, Organelle, Volume, VoxelSize
+from em_bench_eval.schema import AnnotationType, Frame, Organelle, Span, Volume, VoxelSize
 
 SOURCE_NAME = "openorganelle"
 WITH_LPA: dict[AnnotationType, AnnotationType] = {
@@ -32,7 +33,19 @@ WITH_LPA: dict[AnnotationType, AnnotationType] = {
 }
 
 
-def volume_of(store: Store, plan: Plan, options: Options) -> Volume:
+def frames_of(plans: Iterable[Plan]) -> dict[str, Frame]:
+    """Return the frame of each data set: all arrays of one state their positions in the same nm.
+
+    What the volumes cover is the output's grid, ascending whichever way it is stored, with the context around crops.
+    """
+    spans: dict[str, list[Span]] = {}
+    for plan in plans:
+        z = plan.grid.z
+        spans.setdefault(plan.found.dataset, []).append(Span(z.extent_nm[0], z.step_nm, z.size))
+    return {name: Frame(name, tuple(of_data_set)) for name, of_data_set in spans.items()}
+
+
+def volume_of(store: Store, plan: Plan, options: Options, frame: Frame) -> Volume:
     """Survey the labels of a plan and return its volume.
 
     Published instance ids are kept if every organelle has them; if one has a mask only, all are published as classes
@@ -49,6 +62,7 @@ def volume_of(store: Store, plan: Plan, options: Options) -> Volume:
             if survey.voxels[organelle]:
                 annotation.setdefault(organelle, "manual")
     with_ids = _all_have_ids(composition, survey)
+    z, y, x = plan.grid.extent_nm
     instances = Instances(composition, survey) if with_ids else None
     without_ids = with_ids and survey.without_id > 0
     ignored = survey.unknown > 0 or bool(plan.image.missing) or without_ids
@@ -68,6 +82,8 @@ def volume_of(store: Store, plan: Plan, options: Options) -> Volume:
         ignore=Ignore(composition, image, without_ids) if ignored else None,
         provenance=_provenance(store, plan, options, gray, survey, composition, with_ids),
         extras={part.structure: Extra(part, plan.grid) for part in plan.extras},
+        frame=frame,
+        origin_nm=(z[0], y[0], x[0]),
     )
 
 

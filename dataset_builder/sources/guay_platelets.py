@@ -29,8 +29,9 @@ INFO = SourceInfo(
     annotated={Organelle.MITO: "manual+lpa"},
     voxel_size=VOXEL_SIZE,
     notes="Granules and the canalicular system are no endosomes: extras. Value 0 is outside of the annotated cells; "
-    "whether other cells lie there is not stated, so it is an ignore region. The voxel size is the publication's, "
-    "the files state none. Labels are semantic; instance ids are derived.",
+    "whether other cells lie there is not stated, so it is an ignore region. The files state no voxel size: 50 nm "
+    "between slices is the publication's, the authors' page of the same data (platelet-em) says about 40. "
+    "Labels are semantic; instance ids are derived.",
 )
 LAYOUT = """  guay_platelets/ (or platelet_data/)
     train-images.tif, train-labels.tif    stacks of equal size; images signed 16 bit, labels:

@@ -13,10 +13,12 @@ import numpy as np
 
 from dataset_builder.harmonise import Window
 from dataset_builder.label_values import BACKGROUND, IGNORE, Lookup, ValueMap, from_table
+from dataset_builder.lazy import Elementwise
 from dataset_builder.source import Source
 from dataset_builder.spec import Intensity, Spec, VolumeSpec, load_spec
 from dataset_builder.spec_files import FileRef
-from dataset_builder.views import Classes, Gray, Ids, Ignored, Named, ids_of
+from dataset_builder.spec_frames import Opening, check_frames, places_of
+from dataset_builder.views import classes, gray, ids_of, ignored, named
 from dataset_builder.yaml_check import At
 from em_bench_eval.errors import InputError
 from em_bench_eval.opened import Opened
@@ -48,9 +50,12 @@ def source_of(path: Path) -> Source:
     spec = load_spec(path)
     files = _open_files(spec)
 
+    places = places_of(spec, _openings(spec, files))
+
     def volumes(raw: Path | None, options: Mapping[str, str]) -> Iterator[Volume]:
         for volume in spec.volumes:
-            yield _volume(spec, volume, files)
+            made, place = _volume(spec, volume, files), places.get(volume.volume_id)
+            yield made if place is None else replace(made, frame=place.frame, origin_nm=place.origin_nm)
 
     others = {name for volume in spec.volumes for label in volume.labels for name in label.values.others}
     others |= {extra.name for volume in spec.volumes for extra in volume.extras}
@@ -93,7 +98,22 @@ def _open_files(spec: Spec) -> dict[str, Opened]:
             _check_image(spec, volume, image)
             _voxel_size(spec, volume, [part for _, part in parts if part is not None])
     spec.checker.raise_faults()
+    check_frames(spec, _openings(spec, opened))
+    spec.checker.raise_faults()
     return opened
+
+
+def _openings(spec: Spec, files: Mapping[str, Opened]) -> dict[str, Opening]:
+    openings = {}
+    for volume in spec.volumes:
+        parts = [
+            _part(spec, reference, files) for reference in (volume.image, *(label.file for label in volume.labels))
+        ]
+        found = [part for part in parts if part is not None]
+        size = _voxel_size(spec, volume, found)
+        assert size is not None, "checked when the spec was opened"
+        openings[volume.volume_id] = Opening(found[0], size)
+    return openings
 
 
 def _references(volume: VolumeSpec) -> list[FileRef]:
@@ -190,18 +210,18 @@ def _volume(spec: Spec, volume: VolumeSpec, files: Mapping[str, Opened]) -> Volu
     assert size is not None, "checked when the spec was opened"
     mask = None if volume.ignore is None else part(volume.ignore.file)
     unsure = [pair for label, pair in zip(volume.labels, labels, strict=True) if label.values.ignores]
-    ignore = Ignored(unsure, mask, volume.ignore.values if volume.ignore else None) if unsure or mask else None
-    gray, record = _gray(image, volume.intensity)
+    ignore = ignored(unsure, mask, volume.ignore.values if volume.ignore else None) if unsure or mask else None
+    picture, record = _gray(image, volume.intensity)
     common = Volume(
         volume_id=volume.volume_id,
-        image=gray,
+        image=picture,
         voxel_size=size,
         source=spec.info.name,
         specimen=volume.specimen,
         cell_type=volume.cell_type,
         modality=volume.modality,
         annotated=volume.annotated,
-        semantic=Classes(labels),
+        semantic=classes(labels),
         ignore=ignore,
         domain=volume.domain,
         published_fold=volume.fold,
@@ -221,16 +241,16 @@ def _extras(volume: VolumeSpec, labels: list[tuple[Opened, Lookup]], files: Mapp
         having = [pair for pair in zip(volume.labels, labels, strict=True) if name in pair[0].values.others]
         marked = [(opened, Lookup(label.values.marking(name), lookup.where)) for label, (opened, lookup) in having]
         one_of_ids = len(having) == 1 and having[0][0].instances
-        extras[name] = Named(marked, _id_dtype(marked[0][0]) if one_of_ids else np.dtype(bool))
+        extras[name] = named(marked, _id_dtype(marked[0][0]) if one_of_ids else np.bool_)
     for extra in volume.extras:
         opened = files[extra.name]
         if extra.values is None:
             lookup = Lookup(ValueMap(((1, 2**64 - 1, IGNORE),)), extra.file.location)
-            extras[extra.name] = Named([(opened, lookup)], _id_dtype(opened))
+            extras[extra.name] = named([(opened, lookup)], _id_dtype(opened))
         else:
             ranges = tuple((value, value, IGNORE) for value in extra.values)
             lookup = Lookup(ValueMap(ranges, BACKGROUND), extra.file.location)
-            extras[extra.name] = Named([(opened, lookup)], np.dtype(bool))
+            extras[extra.name] = named([(opened, lookup)])
     return extras
 
 
@@ -239,7 +259,7 @@ def _id_dtype(opened: Opened) -> np.dtype[Any]:
     return np.dtype(bool) if opened.dtype.kind == "b" else np.dtype(f"uint{8 * opened.dtype.itemsize}")
 
 
-def _instances(volume: VolumeSpec, labels: list[tuple[Opened, Lookup]]) -> tuple[Ids, dict[int, Organelle]]:
+def _instances(volume: VolumeSpec, labels: list[tuple[Opened, Lookup]]) -> tuple[Elementwise, dict[int, Organelle]]:
     """Number the instances of a volume; semantic files beside instance files are labelled in memory first."""
     import lpa
 
@@ -249,11 +269,11 @@ def _instances(volume: VolumeSpec, labels: list[tuple[Opened, Lookup]]) -> tuple
         if label.instances:
             files.append((opened, lookup))
             continue
-        semantic = Classes([(opened, lookup)])[:]
+        semantic = classes([(opened, lookup)])[:]
         found = lpa.label(semantic, lpa.DEFAULT_CONNECTIVITY, relabel="compact")
         ids, first = np.unique(found, return_index=True)
-        classes = [str(class_of[code]) for code in semantic.ravel()[first[ids > 0]].tolist()]
-        table = dict(zip(ids[ids > 0].tolist(), classes, strict=True))
+        organelles = [str(class_of[code]) for code in semantic.ravel()[first[ids > 0]].tolist()]
+        table = dict(zip(ids[ids > 0].tolist(), organelles, strict=True))
         files.append((found, Lookup(from_table(table), lookup.where)))
     return ids_of(files, class_of)
 
@@ -274,7 +294,7 @@ def _gray(image: Opened, intensity: Intensity) -> tuple[Array3D, dict[str, str]]
     record = {} if window is None else window.provenance()
     if intensity.invert:
         record["intensity_inverted"] = "true"
-    return (Gray(image, window, intensity.invert) if window or intensity.invert else image), record
+    return (gray(image, window, intensity.invert) if window or intensity.invert else image), record
 
 
 def _percentile_window(image: Opened, percentiles: tuple[float, float]) -> Window:

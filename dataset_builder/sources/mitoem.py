@@ -13,7 +13,7 @@ from dataset_builder.lazy import EveryId, check_grid
 from dataset_builder.source import Download, Source
 from dataset_builder.stack import ImageStack, complete_stack, gray_image, list_slices
 from em_bench_eval.errors import InputError
-from em_bench_eval.schema import Fold, Organelle, SourceInfo, Volume, VoxelSize
+from em_bench_eval.schema import Fold, Frame, Organelle, SourceInfo, Span, Volume, VoxelSize
 
 VOXEL_SIZE = VoxelSize(30.0, 8.0, 8.0)  # nm (z, y, x)
 INFO = SourceInfo(
@@ -32,7 +32,8 @@ INFO = SourceInfo(
     annotated={Organelle.MITO: "refined"},
     voxel_size=VOXEL_SIZE,
     notes="Labels are published for slices 0 to 399 (training) and 400 to 499 (validation) of 1,000; the rest has none "
-    "and is not read. The published validation slices follow the training slices without a gap.",
+    "and is not read. The published validation slices follow the training slices without a gap: both parts are cut at "
+    "one position of the stack, which is theirs less the gap where all slices are there.",
 )
 LAYOUT = """  mitoem/
     rat/im/imNNNN.png               8-bit gray, 4096x4096, slices 0000 to 0999; human/ likewise
@@ -55,9 +56,10 @@ def volumes(raw: Path | None, options: Mapping[str, str]) -> Iterator[Volume]:
         )
     for sample in samples:
         images = list_slices(raw / sample / "im")
+        parts = {folder: list(list_slices(raw / sample / folder)) for folder in FOLDERS}
+        spans = [Span(VOXEL_SIZE.z * numbers[0], VOXEL_SIZE.z, len(numbers)) for numbers in parts.values()]
         for folder, fold in FOLDERS.items():
-            labels = complete_stack(raw / sample / folder)
-            numbers = list(list_slices(raw / sample / folder))
+            labels, numbers = complete_stack(raw / sample / folder), parts[folder]
             if missing := [number for number in numbers if number not in images]:
                 raise InputError(
                     f"{raw / sample / folder} has labels without images",
@@ -81,6 +83,8 @@ def volumes(raw: Path | None, options: Mapping[str, str]) -> Iterator[Volume]:
                 annotated=INFO.annotated,
                 published_fold=fold,
                 provenance={"raw": f"{sample}/im", "labels": f"{sample}/{folder}"},
+                frame=Frame(f"mitoem-{sample}", tuple(spans)),
+                origin_nm=(VOXEL_SIZE.z * numbers[0], 0.0, 0.0),
             )
 
 

@@ -51,7 +51,8 @@ INFO = SourceInfo(
     annotated=dict.fromkeys(Organelle, "manual+lpa"),
     notes="What is annotated and how differs by crop and data set: ground-truth crops are drawn by hand, whole-volume "
     "segmentations are made by models. The nuclear envelope counts as nucleus (option ne) and lysosomes are no "
-    "endosomes (option lyso). jrc_mus-pancreas-* share the specimen group of betaseg.",
+    "endosomes (option lyso). Crops of one data set touch and overlap: folds are cut at common z positions of "
+    "the data set. jrc_mus-pancreas-* share the specimen group of betaseg.",
 )
 LAYOUT = """  janelia-cosem-datasets/      a copy of the bucket, or of the parts that are needed
     {ds}/{ds}.zarr/recon-1/    OME-Zarr: em/fibsem-uint8/s0, labels/groundtruth/crop1/mito/s0,
@@ -70,7 +71,7 @@ def volumes(raw: Path | None, options: Mapping[str, str]) -> Iterator[Volume]:
 
 
 def _volumes(raw: Path | None, options: Options) -> Iterator[Volume]:
-    from dataset_builder.openorganelle.assemble import volume_of
+    from dataset_builder.openorganelle.assemble import frames_of, volume_of
     from dataset_builder.openorganelle.store import Store
 
     store = Store(options.root or raw or BUCKET)
@@ -87,8 +88,9 @@ def _volumes(raw: Path | None, options: Options) -> Iterator[Volume]:
             remedy="name a region_nm, fewer datasets or crops, or voxel_nm (8 is the benchmark's); or raise it",
         )
     _say(quote)
+    frames = frames_of(plans)
     for plan in plans:
-        yield volume_of(store, plan, options)
+        yield volume_of(store, plan, options, frames[plan.found.dataset])
 
 
 def _plans(store: Store, options: Options) -> list[Plan]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ SECONDS = 600.0  # and more for each image
 SECONDS_PER_IMAGE = 2.0
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "GITHUB_TOKEN", "GH_TOKEN")
 _PACKAGES = Path(__file__).resolve().parents[2]  # where em_bench_eval is, installed or not
-_CODE = "import sys; sys.path[0] = sys.argv[1]; from em_bench_eval.leaderboard.guarded import main; main(*sys.argv[2:])"
+_CODE = "import sys; sys.path[0] = sys.argv[1]; from {} import main; main(*sys.argv[2:])"
 
 
 def check_guarded(
@@ -58,9 +59,9 @@ def check_guarded(
         with tempfile.TemporaryFile() as said:
             try:
                 done = subprocess.run(
-                    [sys.executable, "-c", _CODE, str(_PACKAGES), str(job), str(answer)],
+                    command_of(__name__, job, answer),
                     cwd=empty,
-                    env=_environment(),
+                    env=clean_environment(),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=None if progress else said,
@@ -74,12 +75,19 @@ def check_guarded(
             said.seek(max(0, said.seek(0, os.SEEK_END) - 2000))
             last = said.read().decode(errors="replace").strip().splitlines()
         found = f"status {done.returncode}" + (f": {last[-1]}" if last else "")
-        if done.returncode > 0:  # a Python error; a signal stopped it otherwise
+        decoder = done.returncode in (-signal.SIGABRT, -signal.SIGSEGV) and last and "alloc" not in last[-1]
+        if done.returncode > 0 or decoder:  # a Python error, or a library that gave up on the content
             return _stopped(folder, found, "a verdict", "crash")
         return _stopped(folder, found, f"a verdict within {memory_bytes / 2**30:.3g} GiB of memory")
 
 
-def _environment() -> dict[str, str]:
+def command_of(module: str, job: Path, answer: Path) -> list[str]:
+    """Return the command that calls ``main(job, answer)`` of a module of this package, from any folder."""
+    return [sys.executable, "-c", _CODE.format(module), str(_PACKAGES), str(job), str(answer)]
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment without tokens, for a process with one thread and no network."""
     kept = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 

@@ -114,16 +114,24 @@ def expected_items(dataset: str | os.PathLike[str], config: str, split: str) -> 
         listing = dict(_builder(name, "volumes").config.data_files or {})
         for file in (file for group in listing.values() for file in group):
             volumes.update(_volumes_of(str(file)))
-    about = str(_builder(name, config).config.description or "")
+    fingerprint, revision = content_of(name, config)
     return Expected(
         dataset=Path(name).resolve().name if Path(name).is_dir() else name,
         config=config,
         split=split,
         items=items,
         volumes=volumes,
-        fingerprint=about if about.startswith(_FINGERPRINT) else "",
-        revision=_revision(files[0]),
+        fingerprint=fingerprint,
+        revision=revision,
     )
+
+
+def content_of(dataset: str, config: str) -> tuple[str, str]:
+    """Return the fingerprint of a configuration on the dataset's card, and the commit; "" where there is none."""
+    about = _builder(dataset, config).config
+    said = str(about.description or "")
+    files = [str(file) for group in dict(about.data_files or {}).values() for file in group]
+    return said if said.startswith(_FINGERPRINT) else "", _revision(files[0]) if files else ""
 
 
 def data_files(dataset: str | os.PathLike[str], config: str, split: str) -> list[str]:

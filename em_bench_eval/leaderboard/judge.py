@@ -21,8 +21,8 @@ from typing import Any
 
 from em_bench_eval.errors import InputError
 from em_bench_eval.leaderboard.fetching import refusal
-from em_bench_eval.leaderboard.guarded import _PACKAGES, _environment, limit_memory, warm_up
-from em_bench_eval.leaderboard.items import Expected, data_files, expected_items
+from em_bench_eval.leaderboard.guarded import clean_environment, command_of, limit_memory, warm_up
+from em_bench_eval.leaderboard.items import Expected, content_of, data_files, expected_items
 from em_bench_eval.leaderboard.manifest import CONFIGS, Manifest, read_manifest
 from em_bench_eval.leaderboard.reference import local_files
 from em_bench_eval.leaderboard.verdict import Faults, Verdict, printable
@@ -30,7 +30,6 @@ from em_bench_eval.settings import DEFAULT_SETTINGS, METRIC_VERSION, Settings
 
 MINUTES = 240.0
 SOURCES = "sources.json"  # of the dataset: what may be passed on
-_CODE = "import sys; sys.path[0] = sys.argv[1]; from em_bench_eval.leaderboard.judge import main; main(*sys.argv[2:])"
 
 
 @dataclass(frozen=True)
@@ -108,15 +107,9 @@ class Judge:
     def _content(self, config: str) -> tuple[str, str]:
         """Return the fingerprint on the dataset's card, and the commit; "" where there is none."""
         if config not in self._contents:
-            from em_bench_eval.leaderboard.items import _FINGERPRINT, _builder, _revision
-
             if config not in self._configs():
                 return "", ""  # a leaderboard of one configuration
-            about = _builder(self.reference, config).config
-            said = str(about.description or "")
-            files = [str(file) for group in dict(about.data_files or {}).values() for file in group]
-            content = said if said.startswith(_FINGERPRINT) else ""
-            self._contents[config] = (content, _revision(files[0]) if files else "")
+            self._contents[config] = content_of(self.reference, config)
         return self._contents[config]
 
     def _configs(self) -> list[str]:
@@ -216,11 +209,11 @@ class Judge:
 
     def _wait(self, job: Path, answer: Path, empty: Path, said: Any) -> int | None:
         """Run the process to its end, or end it with all that it started; returns its status, ``None`` if too late."""
-        command = [sys.executable, "-c", _CODE, str(_PACKAGES), str(job), str(answer)]
+        home = str(empty / "home")  # the user's holds a token
         process = subprocess.Popen(
-            command,
+            command_of(__name__, job, answer),
             cwd=empty,
-            env={**_environment(), "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(empty / "home")},  # not that with a token
+            env={**clean_environment(), "HF_DATASETS_OFFLINE": "1", "HF_HOME": home},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=said,

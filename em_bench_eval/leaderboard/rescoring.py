@@ -30,7 +30,7 @@ from em_bench_eval.leaderboard.safe_read import list_files
 from em_bench_eval.leaderboard.submission import submission_hash
 from em_bench_eval.leaderboard.verdict import Faults, Verdict
 from em_bench_eval.row import software_versions, utc_date
-from em_bench_eval.score_dataset import group_intervals, image_values
+from em_bench_eval.score_dataset import group_intervals, image_values, score_image
 from em_bench_eval.scoring import Evaluation
 from em_bench_eval.settings import DEFAULT_SETTINGS, METRIC_VERSION, Settings
 
@@ -230,14 +230,7 @@ class Share:
 
 
 def _score(prediction: Prediction, image: LabelledImage, evaluation: Any, began: float) -> Scored:
-    evaluation.add(
-        (prediction.instances, prediction.organelle_of),
-        (image.instances, image.organelle_of),
-        voxel_size_nm=image.pixel_size_nm,
-        annotated=image.annotated,
-        ignore=image.ignore,
-        item=prediction.record_id,
-    )
+    score_image(evaluation, prediction, image)
     annotated = tuple(sorted(map(str, image.annotated)))
     seconds = time.process_time() - began
     return Scored(

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from em_bench_eval.errors import InputError
 from em_bench_eval.leaderboard.pulls import provenance_of
 from em_bench_eval.leaderboard.result_document import check_result, read_result
 from em_bench_eval.row import ROW_GROUPS, ROW_KEYS, to_json
+from em_bench_eval.whole_file import write_whole
 
 TABLE_FORMAT = "em-organelle-wild results v1"
 FOLDER, TABLE, PARQUET = "results", "results.json", "results.parquet"
@@ -221,9 +221,6 @@ def write_file(path: Path, content: bytes) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".partial-", delete=False) as file:
-            file.write(content)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
+        write_whole(path, lambda partial: partial.write_bytes(content))
     except OSError as error:
         raise InputError(f"cannot write {path}", found=error.strerror) from error

@@ -13,7 +13,7 @@ from typing import Any
 
 from em_bench_eval.errors import InputError
 from em_bench_eval.hub_faults import WAITS_S
-from em_bench_eval.hub_upload import LocalFile, Repository, _Upload
+from em_bench_eval.hub_upload import LocalFile, Repository, Upload
 from em_bench_eval.leaderboard.pulls import FOLDER, ROOT
 
 TEXT = "Predictions for the leaderboard, opened by em-bench submit. To correct it, change the folder and submit again."
@@ -51,7 +51,7 @@ def folder_of(team: str, model: str, name: str | None = None) -> str:
     return folder
 
 
-class _Submit(_Upload):
+class _Submit(Upload):
     """An upload into one folder of one pull request, which stays open for maintainers to merge."""
 
     def __init__(self, api: Any, to: Repository, folder: str, files: Mapping[str, LocalFile], waits_s: Sequence[float]):

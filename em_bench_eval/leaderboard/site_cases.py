@@ -9,7 +9,7 @@ from typing import Any
 from em_bench_eval.leaderboard.site_text import DASH, number, text
 from em_bench_eval.leaderboard.site_values import TITLES
 from em_bench_eval.metrics import HEADLINE
-from em_bench_eval.report import _legend
+from em_bench_eval.report import picture_legend
 from em_bench_eval.report_tables import DOMAIN_TITLES
 from em_bench_eval.schema import ORGANELLES
 
@@ -30,7 +30,7 @@ def cases_section(cases: Sequence[Case], settings: Mapping[str, Any], *, by: str
     if hidden:
         said += " The reference labels of this split are not public: they are not drawn, and only what was predicted "
         said += "is marked as matched or not."
-    legend = _legend(float(settings["iou_threshold"]), any(case.get("ignore") for case, _ in drawn))
+    legend = picture_legend(float(settings["iou_threshold"]), any(case.get("ignore") for case, _ in drawn))
     figures = ""
     for role, title in (("best", "Best"), ("worst", "Worst")):
         inner = "".join(figure for case, figure in drawn if case["role"] == role)

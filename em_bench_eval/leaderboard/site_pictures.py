@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from em_bench_eval.leaderboard.site_rows import Result
 from em_bench_eval.leaderboard.submission import submission_hash
 from em_bench_eval.leaderboard.verdict import Faults
 from em_bench_eval.settings import Settings
+from em_bench_eval.whole_file import write_whole
 
 if TYPE_CHECKING:
     from em_bench_eval.pictures import Picture
@@ -240,6 +240,5 @@ def _read(path: Path) -> list[dict[str, Any]] | None:
 
 def _write(path: Path, cases: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", encoding="utf-8", delete=False) as file:
-        json.dump({"format": FORMAT, "cases": cases}, file)
-    os.replace(file.name, path)
+    document = json.dumps({"format": FORMAT, "cases": cases})
+    write_whole(path, lambda partial: partial.write_text(document, encoding="utf-8"))

@@ -31,9 +31,9 @@ from baselines.models.sam import PromptBatch, Sam, to_gray
 from baselines.predict import Predictor, native_masks
 from baselines.prediction_settings import already_there, default_device, load_trained, weights_digest
 from baselines.preprocess import network_input
-from baselines.prompts import NEGATIVES_NM, PROMPTS, Prompt, prompt_kind, prompts_of
-from baselines.sam_grid import PIXELS_AT_A_TIME, GridSettings, clipped, flat_masks
-from baselines.semantic_vote import vote
+from baselines.sam.grid import PIXELS_AT_A_TIME, GridSettings, clipped, flat_masks
+from baselines.sam.prompts import NEGATIVES_NM, PROMPTS, Prompt, prompt_kind, prompts_of
+from baselines.sam.semantic_vote import vote
 from baselines.stitch_masks import LinkRule, Tile, stitch
 from baselines.tiling import TileAxis
 from em_bench_eval import __version__

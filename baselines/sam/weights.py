@@ -17,11 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from baselines.models.sam import VIT_B, VIT_H, VIT_L, Sam, SamBaselineConfig
 from baselines.pretrained import CONFIG, PICKLES, WEIGHTS, load_pretrained
+from baselines.weight_files import read_tensors
 from em_bench_eval.errors import InputError
 
 EXPECTED = (
@@ -82,36 +82,11 @@ def load_sam(weights: str | os.PathLike[str]) -> Sam:
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a .pth (or .pt, .safetensors) to a flat state dict with segment-anything's names."""
-    remedy = "export the model with micro_sam.util.export_custom_sam_model, which writes tensors only"
-    content = read_content(path, EXPECTED, remedy)
-    if isinstance(content, Mapping) and isinstance(content.get("model_state"), Mapping):
-        content = content["model_state"]
-    tensors = {str(name): value for name, value in content.items()} if isinstance(content, Mapping) else {}
-    if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise InputError(f"{path} holds no state dict", found=type(content).__name__, expected=EXPECTED)
+    export = "export the model with micro_sam.util.export_custom_sam_model, which writes tensors only"
+    tensors = read_tensors(path, EXPECTED, ("model_state",), convert=export)
     if all(name.startswith("sam.") for name in tensors):
         tensors = {name[len("sam.") :]: value for name, value in tensors.items()}
     return tensors
-
-
-def read_content(path: Path, expected: str, remedy_of_pickles: str) -> Any:
-    """Read what a .safetensors file or a pickle holds; a pickle of more than tensors is an ``InputError``."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch raise all sorts for other, cut or refused files
-        refused = "weights_only" in str(error) or "Unsupported global" in str(error)
-        raise InputError(
-            f"{path} cannot be read",
-            found="a pickle with more than tensors, which is not read because it can run code"
-            if refused
-            else f"{type(error).__name__}: {(str(error).strip() or 'empty file').splitlines()[0]}",
-            expected=expected,
-            remedy=remedy_of_pickles if refused else "download it again",
-        ) from error
 
 
 def from_state_dict(tensors: Mapping[str, Tensor], where: str) -> Sam:

@@ -1,6 +1,6 @@
 """Engines of ``em-bench sam``: SAM on transformers (the core), or by the packages of its authors (the extra ``sam``).
 
-An engine is a ``Sam``: ``baselines.sam_predict`` tiles, prompts, stitches and records it like the core's. The packages
+An engine is a ``Sam``: ``baselines.sam.predict`` tiles, prompts, stitches and records it like the core's. The packages
 need torchvision of the same build as torch, and bring a graphical interface with them, so they live in an environment
 of their own (scripts/test_sam.sh makes one; docs/sam.md).
 """
@@ -15,11 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from baselines.sam_predict import SamSettings
+from baselines.sam.predict import SamSettings
 from em_bench_eval.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
-    from baselines.segment_anything_runner import SegmentAnything
+    from baselines.sam.segment_anything_runner import SegmentAnything
 
 INSTALL = (
     "use an environment of its own: python3 -m venv .venv-sam; .venv-sam/bin/pip install torch torchvision; "
@@ -36,17 +36,13 @@ class Engine:
     has_decoder: bool = False
 
 
+SAM = ("torchvision", "segment_anything")
+MICRO_SAM = (*SAM, "micro_sam")
 ENGINES: Mapping[str, Engine] = {
-    "segment-anything": Engine(
-        ("torchvision", "segment_anything"), "baselines.segment_anything_runner:SegmentAnything"
-    ),
-    "micro-sam-amg": Engine(("torchvision", "segment_anything", "micro_sam"), "baselines.micro_sam_runner:MicroSamAmg"),
-    "micro-sam-ais": Engine(
-        ("torchvision", "segment_anything", "micro_sam"), "baselines.micro_sam_runner:MicroSamAis", has_decoder=True
-    ),
-    "micro-sam-apg": Engine(
-        ("torchvision", "segment_anything", "micro_sam"), "baselines.micro_sam_runner:MicroSamApg", has_decoder=True
-    ),
+    "segment-anything": Engine(SAM, "baselines.sam.segment_anything_runner:SegmentAnything"),
+    "micro-sam-amg": Engine(MICRO_SAM, "baselines.sam.micro_sam_runner:MicroSamAmg"),
+    "micro-sam-ais": Engine(MICRO_SAM, "baselines.sam.micro_sam_runner:MicroSamAis", has_decoder=True),
+    "micro-sam-apg": Engine(MICRO_SAM, "baselines.sam.micro_sam_runner:MicroSamApg", has_decoder=True),
 }
 DISTRIBUTIONS = ("torchvision", "segment-anything", "segment-anything-py", "micro-sam", "torch-em")
 
@@ -77,7 +73,7 @@ def load_engine(
     decoder_settings: Mapping[str, Any] = {},
     drop_background: bool = True,
 ) -> SegmentAnything:
-    """Load weights (all that ``baselines.sam_weights.load_sam`` takes) into an engine.
+    """Load weights (all that ``baselines.sam.weights.load_sam`` takes) into an engine.
 
     ``decoder`` is the file of micro-SAM's segmentation decoder, by default ``weights`` itself; it and
     ``decoder_settings``, fields of ``micro_sam_runner.DecoderSettings``, belong to AIS and APG; ``drop_background`` to
@@ -88,13 +84,13 @@ def load_engine(
         raise unknown_name("engine", name, ENGINES)
     engine = ENGINES[name]
     require(name)
-    from baselines.sam_weights import load_sam
+    from baselines.sam.weights import load_sam
 
     module, cls = engine.where.split(":")
     build = getattr(import_module(module), cls)
     core = load_sam(weights)
     if engine.has_decoder:
-        from baselines.micro_sam_runner import DecoderSettings, read_decoder
+        from baselines.sam.micro_sam_runner import DecoderSettings, read_decoder
 
         path = Path(decoder or weights)
         if not path.is_file():

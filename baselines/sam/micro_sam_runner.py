@@ -1,7 +1,7 @@
 """micro-SAM's automatic modes by its own package: mask generator (AMG), decoder (AIS), prompts of the decoder (APG).
 
-Only with the extra ``sam``, in an environment of its own; ``baselines.sam_packages`` imports this file. micro-SAM's own
-loader is not used, because it unpickles without restriction: weights come through ``baselines.sam_weights``, those of
+Only with the extra ``sam``, in an environment of its own; ``baselines.sam.engines`` imports this file. micro-SAM's own
+loader is not used, because it unpickles without restriction: weights come through ``baselines.sam.weights``, those of
 its segmentation decoder through ``read_decoder``, both with tensors only. Everything behind them is micro-SAM's:
 preprocessing, embedding, generators and painting. (Archit et al. 2025, Nature Methods 22:579.)
 """
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from baselines.masks import Mask, cut_to_box
 from baselines.models.sam import Sam
-from baselines.sam_grid import GridSettings
-from baselines.sam_weights import read_content
-from baselines.segment_anything_runner import Gray, SegmentAnything, arguments
+from baselines.sam.grid import GridSettings
+from baselines.sam.segment_anything_runner import Gray, SegmentAnything, arguments
+from baselines.weight_files import read_content
 from em_bench_eval.errors import InputError
 
 EXPECTED = "a decoder of micro-SAM (vit_b_em_organelles_decoder), alone or as decoder_state beside model_state"
@@ -178,7 +178,7 @@ class MicroSamApg(MicroSamDecoder):
 
 def read_decoder(path: Path) -> dict[str, Tensor]:
     """Read the weights of micro-SAM's segmentation decoder; a pickle of more than tensors is refused."""
-    content = read_content(path, EXPECTED, TO_SAFETENSORS)
+    content = read_content(path, EXPECTED, convert=TO_SAFETENSORS)
     if isinstance(content, Mapping) and isinstance(content.get("decoder_state"), Mapping):
         content = content["decoder_state"]
     tensors = {str(name): value for name, value in content.items()} if isinstance(content, Mapping) else {}

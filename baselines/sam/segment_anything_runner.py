@@ -1,7 +1,7 @@
 """Segment Anything by its own package: its network, its predictor, its mask generator, behind the core's ``Sam``.
 
-Only with the extra ``sam``, in an environment of its own; ``baselines.sam_packages`` imports this file. The package
-has the tensors that ``baselines.sam_weights`` converted, under their own names again, so both run the same weights.
+Only with the extra ``sam``, in an environment of its own; ``baselines.sam.engines`` imports this file. The package
+has the tensors that ``baselines.sam.weights`` converted, under their own names again, so both run the same weights.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from baselines.masks import Mask, cut_to_box
 from baselines.models.sam import MEAN, STD, Embedded, Frame, PromptBatch, Sam, SamBaselineConfig
-from baselines.sam_grid import GridSettings, clipped
-from baselines.sam_weights import new_name
+from baselines.sam.grid import GridSettings, clipped
+from baselines.sam.weights import new_name
 from em_bench_eval.errors import InputError
 
 Gray = npt.NDArray[np.uint8]
