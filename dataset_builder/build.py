@@ -12,10 +12,11 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,48 +26,19 @@ from tqdm import tqdm
 from dataset_builder import assemble, stages
 from dataset_builder.blueprint import Blueprint, Limits, Task, boxes_of, cross_tasks
 from dataset_builder.harmonise import window_of
+from dataset_builder.jobs import Job as Job  # callers of build make some
+from dataset_builder.jobs import check_held_out, check_jobs
 from dataset_builder.journal import Journal, Partial, UnusableDataset, partial_folder
 from dataset_builder.leaks import Placed, Site, check_leaks
-from dataset_builder.source import Source, load_source, source_names
-from dataset_builder.splits import SplitPolicy, part_of
+from dataset_builder.notes import Sliced, axes_note
+from dataset_builder.source import source_names
+from dataset_builder.splits import PARTS, Part, Slab, SplitPolicy, part_of
 from dataset_builder.stats import FORMAT, Stats
 from dataset_builder.volumes import volume_row
 from dataset_builder.workers import Here, Workers, open_workers, sendable
 from em_bench_eval import __version__
 from em_bench_eval.errors import InputError
-from em_bench_eval.schema import Volume
-
-
-@dataclass(frozen=True)
-class Job:
-    """One source to build from: where its raw data is, and its options."""
-
-    source: Source
-    raw: Path | None
-    options: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, name: str, raw: Path | None, options: Mapping[str, str]) -> Job:
-        """Find the raw folder and check the options, so that faults show before any work."""
-        source = load_source(name)
-        resolved = source.resolve_options(options)
-        if source.declare is not None:
-            source = source.declare(resolved)
-            resolved = dict(source.options)
-        found = source.find(raw)
-        return cls(source, None if found is None else found.absolute(), resolved)
-
-    def volumes(self) -> Iterator[Volume]:
-        """Yield the volumes of this source."""
-        yield from self.source.volumes(self.raw, self.options)
-
-    def as_json(self) -> dict[str, object]:
-        """Return what decides which volumes this is."""
-        return {
-            "source": self.source.info.name,
-            "raw": None if self.raw is None else str(self.raw),
-            "options": dict(self.options),
-        }
+from em_bench_eval.schema import Volume, VoxelSize
 
 
 def build(
@@ -97,7 +69,10 @@ def build(
         InputError: unusable input, a split that leaks, a target that exists, a full disk, an interrupted build with
             other settings. ``out`` is then untouched.
     """
+    check_jobs(jobs)
     limits = limits or Limits()
+    if not Path(os.path.abspath(out)).name:
+        raise InputError(f"--out {out} is the whole disk", expected="a new folder for the dataset")
     settings = {
         "version": __version__,
         "jobs": [job.as_json() for job in jobs],
@@ -121,6 +96,8 @@ def _make_volumes(
 ) -> list[str]:
     """Make rows and arrays of all volumes; return their names in the journal, in order."""
     names: dict[str, None] = {}  # in order
+    if not len(partial.journal):  # one that is continued has passed this
+        check_held_out(jobs, policy)
 
     def blueprints() -> Iterator[Blueprint]:
         for number, job in enumerate(jobs):
@@ -146,18 +123,19 @@ def _make_volumes(
         stages.remove_drafts(blueprint)
 
     finished: list[tuple[str, list[str]]] = []
-    bar = tqdm(desc="building", unit="volume", file=sys.stderr)
-    for small, group in itertools.groupby(blueprints(), key=lambda blueprint: blueprint.is_one_task):
-        first = list(itertools.islice(group, 2 * pool.workers if small and pool.workers > 1 else 0))
-        if small and len(first) in (0, 2 * pool.workers):  # enough to keep all workers busy
-            for blueprint, result in pool.run(_whole_volume, _sendable(itertools.chain(first, group), pool)):
-                finish(blueprint, result)
-                bar.update()
-        else:
-            for blueprint in itertools.chain(first, group):
-                finish(blueprint, _by_boxes(next(_sendable([blueprint], pool)), partial.journal, pool))
-                bar.update()
-    bar.close()
+    todo = blueprints()
+    todo = itertools.chain(list(itertools.islice(todo, 1)), todo)  # a fault of the first is told before there is a bar
+    with tqdm(desc="building", unit="volume", file=sys.stderr) as bar:
+        for small, group in itertools.groupby(todo, key=lambda blueprint: blueprint.is_one_task):
+            first = list(itertools.islice(group, 2 * pool.workers if small and pool.workers > 1 else 0))
+            if small and len(first) in (0, 2 * pool.workers):  # enough to keep all workers busy
+                for blueprint, result in pool.run(_whole_volume, _sendable(itertools.chain(first, group), pool)):
+                    finish(blueprint, result)
+                    bar.update()
+            else:
+                for blueprint in itertools.chain(first, group):
+                    finish(blueprint, _by_boxes(next(_sendable([blueprint], pool)), partial.journal, pool))
+                    bar.update()
     for name, volumes in finished:
         if name not in partial.journal:
             partial.journal.add(name, volumes)
@@ -273,8 +251,10 @@ def _publish(stats: Stats, names: Sequence[str], partial: Partial, pool: Workers
     policy = stats.policy
     placed: list[Placed] = []
     sites: dict[str, Site] = {}
+    sliced: list[Sliced] = []
     for name in names:
         result = partial.journal[name]
+        sliced.append(_sliced(result))
         stats.add(result)
         placed += assemble.placed(result)
         if site := assemble.site(result):
@@ -287,7 +267,14 @@ def _publish(stats: Stats, names: Sequence[str], partial: Partial, pool: Workers
         check_leaks(placed, policy.gap_nm, sites, policy.leak_remedy)
     except InputError as error:
         raise UnusableDataset(error.problem, found=error.found, expected=error.expected, remedy=error.remedy) from error
+    if note := axes_note(policy, sliced):
+        print(note, file=sys.stderr)
     assemble.write_dataset(names, partial, pool, stats, policy)
+
+
+def _sliced(result: Mapping[str, Any]) -> Sliced:
+    slabs = [Slab(*slab) for slab in result["split"]["slabs"]]
+    return Sliced(result["volume_id"], VoxelSize(*result["listing"]["voxel_size_nm"]), slabs)
 
 
 def _check_target(out: Path, overwrite: bool) -> None:
@@ -313,12 +300,30 @@ def _check_target(out: Path, overwrite: bool) -> None:
 
 
 def rows(
-    jobs: Sequence[Job], policy: SplitPolicy, limits: Limits | None = None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ``(part, row)`` for every published row of all jobs, in order, without making a dataset folder."""
+    jobs: Sequence[Job], policy: SplitPolicy, limits: Limits | None = None, parts: Sequence[Part] = PARTS
+) -> Iterator[tuple[Part, dict[str, Any]]]:
+    """Yield ``(part, row)`` for every published row of some parts, in the order of a dataset, without its folder.
+
+    All homogeneous rows come first, as in the configuration ``wild``.
+    """
+    check_jobs(jobs)
+    check_held_out(jobs, policy)
     with tempfile.TemporaryDirectory(prefix="em-bench-") as folder:
-        for job in jobs:
-            for volume in job.volumes():
-                blueprint = _blueprint(job, volume, policy, limits or Limits(), Path(folder), Path(folder))
-                for row in stages.published_rows(blueprint):
-                    yield part_of(volume), row
+        for job, volume in _in_order(jobs, parts):
+            blueprint = _blueprint(job, volume, policy, limits or Limits(), Path(folder), Path(folder))
+            for row in stages.published_rows(blueprint):
+                yield part_of(volume), row
+
+
+def _in_order(jobs: Sequence[Job], parts: Sequence[Part]) -> Iterator[tuple[Job, Volume]]:
+    """Yield the volumes of some parts, the homogeneous ones first; each is opened once."""
+    later = []
+    for job in jobs:
+        for volume in job.volumes():
+            if part_of(volume) not in parts:
+                continue
+            if part_of(volume) == PARTS[0]:
+                yield job, volume
+            else:
+                later.append((job, volume))
+    yield from later

@@ -24,9 +24,9 @@ BUILD_EXAMPLES = """examples:
   em-bench build --source phantom --option phantom.shape=32,128,128 --option phantom.seed=7 --out small
 
   em-bench build --spec spec.yaml --out private
-      your own volumes; em-bench inspect PATH drafts the spec
+      your own volumes; em-bench inspect PATH drafts the spec; repeat --spec for several
   em-bench build --source phantom --out em-organelle-wild --dry-run
-      what would be built: volumes, rows, bytes, folds
+      what would be built: volumes, specimen groups, rows, bytes, folds
 
 An interrupted build (also by kill -9) is continued by the same command.
 Then: python -c "from datasets import load_dataset; print(load_dataset('em-organelle-wild'))"
@@ -47,8 +47,8 @@ def sources(argv: Sequence[str]) -> int:
         info = source.info
         print(f"{info.title}\n\n{_describe(info)}")
         print(f"\nraw layout below --raw:\n{source.layout}" if source.layout else "\nneeds no raw data")
-        for option, default in source.options.items():
-            print(f"option --option {name}.{option}=VALUE (default {default})")
+        if source.settings:
+            print(f"\noptions, each given as --option {name}.OPTION=VALUE:\n{source.options_text()}")
         print(f"\n{info.citation}")
         return 0
     rows = [("source", "modality", "voxel nm (z, y, x)", "organelles (annotation)", "download", "licence")]
@@ -72,7 +72,9 @@ def build(argv: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--source", action="append", default=[], metavar="NAME", help="repeat for several")
-    parser.add_argument("--spec", metavar="FILE", help="your own volumes: --source local --option local.spec=FILE")
+    parser.add_argument(
+        "--spec", action="append", default=[], type=Path, metavar="FILE", help="your own volumes; repeat for several"
+    )
     parser.add_argument("--raw", type=Path, metavar="DIR", help="folder with the unpacked downloads of the sources")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the dataset folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier dataset once the new is complete")
@@ -97,8 +99,8 @@ def build(argv: Sequence[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="say what would be built, and write nothing")
     arguments = parser.parse_args(argv)
 
-    chosen = list(dict.fromkeys([*arguments.source, *["local"] * (arguments.spec is not None)]))
-    if not chosen:
+    chosen = list(dict.fromkeys(arguments.source))
+    if not chosen and not arguments.spec:
         raise InputError("nothing to build from", expected="--source NAME or --spec FILE", remedy="em-bench sources")
     for name in chosen:
         if name not in source_names():
@@ -111,18 +113,22 @@ def build(argv: Sequence[str]) -> int:
         raise InputError("--max-side is a tile edge", found=arguments.max_side, expected="a multiple of 64 pixels")
     if arguments.workers < 1:
         raise InputError("--workers build the dataset", found=arguments.workers, expected="1 or more")
-    given = list(arguments.option)
-    if arguments.spec is not None:
-        given.append(f"local.spec={Path(arguments.spec).absolute()}")
-    options = _options(given, chosen)
+    options = _options(arguments.option, [*chosen, *["local"] * bool(arguments.spec)])
+    specs = [{**options.get("local", {}), "spec": str(path.absolute())} for path in arguments.spec]
+    if specs and "spec" not in options.get("local", {}):
+        chosen = [name for name in chosen if name != "local"]
 
     from dataset_builder.blueprint import Limits
-    from dataset_builder.build import Job
     from dataset_builder.build import build as build_dataset
+    from dataset_builder.jobs import Job
+    from dataset_builder.notes import modality_notes
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C
     policy = _policy(arguments)
     jobs = [Job.of(name, arguments.raw, options.get(name, {})) for name in chosen]
+    jobs += [Job.of("local", arguments.raw, of_spec) for of_spec in specs]
+    for note in (note for job in jobs if job.spec for note in modality_notes(job.spec)):
+        print(note, file=sys.stderr)
     limits = Limits(arguments.max_side, arguments.min_size_nm3)
     if arguments.dry_run:
         from dataset_builder.preview import preview

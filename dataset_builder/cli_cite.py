@@ -9,6 +9,7 @@ from typing import Any
 
 from em_bench_eval.errors import InputError, unknown_name
 
+VOLUMES = "volumes"  # the configuration that lists them
 EXAMPLES = """examples:
   em-bench cite em-organelle-wild
       everything: the benchmark, its paper and all sources, as BibTeX
@@ -50,7 +51,9 @@ def cite(argv: Sequence[str]) -> int:
 
 
 def citation_rows(dataset: str, config: str | None = None, split: str | None = None) -> Iterator[Mapping[str, Any]]:
-    """Yield ``source`` and ``citation`` of every row of a dataset folder or Hub dataset; no image is read.
+    """Yield ``source`` and ``citation`` of the rows of a dataset folder or Hub dataset; no image is read.
+
+    Of a whole dataset, volumes count too: labels without an image are in no row.
 
     Raises:
         InputError: no such dataset, configuration or split.
@@ -65,15 +68,28 @@ def citation_rows(dataset: str, config: str | None = None, split: str | None = N
         known = datasets.get_dataset_config_names(dataset)
         if config is not None and config not in known:
             raise unknown_name("configuration", config, known)
-        # streaming with two columns reads nothing else, here and over the network
-        parts = datasets.load_dataset(dataset, config, streaming=True, columns=["source", "citation"])
+        files = datasets.load_dataset_builder(dataset, config).config.data_files
+        if split is not None and split not in files:
+            raise unknown_name("split", split, files)
+        chosen = [file for name in (files if split is None else [split]) for file in files[name]]
+        if config is None and split is None and VOLUMES in known:
+            of_volumes = datasets.load_dataset_builder(dataset, VOLUMES).config.data_files
+            chosen += [file for name in of_volumes for file in of_volumes[name]]
     except (FileNotFoundError, ConnectionError) as error:
         raise _no_dataset(dataset, f"no such folder, and not on the Hub: {error}") from error
-    if split is not None and split not in parts:
-        raise unknown_name("split", split, parts)
-    for name in parts if split is None else [split]:
-        for batch in parts[name].iter(batch_size=1000):
-            for source, citation in dict(zip(batch["source"], batch["citation"], strict=True)).items():
+    for file in chosen:
+        yield from _of_file(str(file))
+
+
+def _of_file(file: str) -> Iterator[Mapping[str, Any]]:
+    """Read the two columns of a parquet file, here or on the Hub; each batch gives each of its sources once."""
+    import fsspec
+    import pyarrow.parquet as pq
+
+    with fsspec.open(file, "rb") as content, pq.ParquetFile(content) as rows:
+        for batch in rows.iter_batches(columns=["source", "citation"], use_threads=False):
+            found = batch.to_pydict()
+            for source, citation in dict(zip(found["source"], found["citation"], strict=True)).items():
                 yield {"source": source, "citation": citation}
 
 

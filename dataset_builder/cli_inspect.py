@@ -57,6 +57,8 @@ def inspect(argv: Sequence[str]) -> int:
     alone = len(everything) == 1
     if not alone:
         print("\n".join(table(everything)))
+        for one in everything if not arguments.details else []:
+            print("".join(f"note: {one.location}: {doubt}\n" for doubt in one.doubts), end="")
     for one in everything if alone or arguments.details else []:
         print(("" if alone else "\n") + "\n".join(details(one)))
     if arguments.draft is not None:

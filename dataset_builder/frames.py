@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from em_bench_eval.schema import Fold, Span
+from em_bench_eval.schema import Fold, PublishedBox, Span, Volume
 
 FACE = 1e-6  # of a slice: faces that are nearer to each other are one
+ROUNDED = 1e-6  # of the gap: sizes in metadata may be rounded by this much
 ALIKE = 3  # decimals to which shares are equal, and depths in nm
 PAIRS = 2**18  # of positions that are compared
 Places = npt.NDArray[np.float64] | float  # z in nm
@@ -107,3 +108,20 @@ def _depth(spans: Sequence[Span], low_nm: Places, high_nm: Places) -> npt.NDArra
         first, stop = slices_within(span, low_nm, high_nm)
         depth += (stop - first) * span.slice_nm
     return depth
+
+
+def near_slices(volume: Volume, box: PublishedBox, gap_nm: float) -> tuple[int, int]:
+    """Return the slices ``(start, stop)`` of a volume that overlap a box or are nearer to it than the gap."""
+    assert volume.origin_nm is not None
+    assert volume.span is not None
+    voxel_nm, low = np.array(tuple(volume.voxel_size)), np.array(volume.origin_nm, float)
+    high = low + voxel_nm * np.array(volume.image.shape)
+    sideways = np.maximum(np.array(box.low_nm) - high, low - np.array(box.high_nm))[1:]  # y, x; below 0: they overlap
+    gap_nm *= 1 - ROUNDED
+    away_nm = math.hypot(*sideways.clip(0))
+    if away_nm >= gap_nm and (sideways > -FACE * voxel_nm[1:]).any():
+        return 0, 0
+    reach_nm = math.sqrt(max(gap_nm**2 - away_nm**2, 0.0))
+    _, start = slices_within(volume.span, -math.inf, box.low_nm[0] - reach_nm)
+    stop, _ = slices_within(volume.span, box.high_nm[0] + reach_nm, math.inf)
+    return int(start), int(stop)

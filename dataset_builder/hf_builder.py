@@ -1,12 +1,13 @@
 """The same rows as a ``datasets`` builder, for users who build from raw data inside their own pipeline.
 
-::
+>>> from dataset_builder.hf_builder import EmOrganelleWild
+>>> builder = EmOrganelleWild(config_name="wild", sources=["lucchipp"], raw="raw")
+>>> builder.download_and_prepare()
+>>> train = builder.as_dataset(split="train")
+>>> sorted(set(train["source"]))
+['lucchipp']
 
-    from dataset_builder.hf_builder import EmOrganelleWild
-
-    builder = EmOrganelleWild("wild", sources=["lucchipp"], raw="raw")
-    builder.download_and_prepare()
-    train = builder.as_dataset(split="train")
+``datasets`` keeps what it has prepared; where raw files have changed since (names, sizes, times), it prepares anew.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from typing import Any, ClassVar
 import datasets
 
 from dataset_builder.blueprint import Limits
-from dataset_builder.build import Job, rows
+from dataset_builder.build import rows
 from dataset_builder.card import DESCRIPTION
+from dataset_builder.jobs import Job
+from dataset_builder.raw_files import files_fingerprint, raw_paths
 from dataset_builder.records import features
 from dataset_builder.split_file import read_split_file
-from dataset_builder.splits import Axes, SplitPolicy
+from dataset_builder.splits import PARTS, Axes, Part, SplitPolicy
 from em_bench_eval import __version__
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import FOLDS
@@ -45,6 +48,20 @@ class EmOrganelleWildConfig(datasets.BuilderConfig):  # type: ignore[misc]
     held_out: Sequence[str] = ()  # specimen groups
     max_side: int = Limits.max_side  # pixels; a multiple of 64
     min_size_nm3: float = Limits.min_size_nm3
+
+    def create_config_id(self, config_kwargs: dict[str, Any], custom_features: Any = None) -> str:
+        """Name the cache of this configuration after its settings and the raw files that it reads."""
+        state = files_fingerprint(path for job in self.jobs() for path in raw_paths(job))
+        if self.splits is not None:
+            state += files_fingerprint([Path(self.splits)])
+        # a cache of an earlier version may hold other rows
+        known = {**config_kwargs, "raw_files": state, "em_bench": __version__}
+        return str(super().create_config_id(known, custom_features))
+
+    def jobs(self) -> list[Job]:
+        """Return the sources; ``InputError`` for one that is not there."""
+        raw = None if self.raw is None else Path(self.raw)
+        return [Job.of(name, raw, self.options.get(name, {})) for name in self.sources]
 
     def policy(self) -> SplitPolicy:
         """Return how volumes are divided; ``InputError`` where ``splits`` and a rule contradict each other."""
@@ -71,13 +88,12 @@ class EmOrganelleWild(datasets.GeneratorBasedBuilder):  # type: ignore[misc]
         return datasets.DatasetInfo(description=DESCRIPTION, features=features())
 
     def _split_generators(self, dl_manager: Any) -> list[Any]:
-        raw = None if self.config.raw is None else Path(self.config.raw)
-        jobs = [Job.of(name, raw, self.config.options.get(name, {})) for name in self.config.sources]
+        jobs = self.config.jobs()
         how = {"policy": self.config.policy(), "limits": Limits(self.config.max_side, self.config.min_size_nm3)}
         return [datasets.SplitGenerator(name=fold, gen_kwargs={"jobs": jobs, "fold": fold, **how}) for fold in FOLDS]
 
     def _generate_examples(
         self, jobs: list[Job], fold: str, policy: SplitPolicy, limits: Limits
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        every = rows(jobs, policy, limits)
-        yield from enumerate(row for part, row in every if row["fold"] == fold and self.config.name in ("wild", part))
+        parts: tuple[Part, ...] = PARTS if self.config.name == "wild" else ("homogeneous",)
+        yield from enumerate(row for _, row in rows(jobs, policy, limits, parts) if row["fold"] == fold)

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from dataset_builder.chunk_files import Asked, ask
+from dataset_builder.harmonise import without_padding
 from em_bench_eval.errors import InputError
 from em_bench_eval.opened import Opened
 from em_bench_eval.volume_files import split_location
@@ -24,6 +26,8 @@ PERCENTILES = (0.1, 1.0, 50.0, 99.0, 99.9)
 FEW = 16  # an EM image has more gray values than this
 MANY = 64  # classes; more are ids
 MOST_LISTED = 24
+UNASKED = "the server does not say whether all chunks are stored"
+LARGE_EDGE_NM = 1e4  # 10 micrometres: no voxel of electron microscopy
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,26 @@ class Found:
     kind: Kind | None
     bytes_on_disk: int | None
     fault: InputError | None = None
+    chunks: Asked | None = None  # of an image in zarr or N5: how many are stored
+    unasked: str = ""  # why that is not known
+
+    @property
+    def doubts(self) -> list[str]:
+        """What a person should look at before a build."""
+        doubts = [self.unasked] if self.unasked else []
+        if self.chunks is not None and self.chunks.missing:
+            doubts.append(
+                f"{self.chunks}: a build takes them as not recorded, and ignores their voxels. Some writers leave out "
+                "chunks of nothing but the fill value (zarr-python: write_empty_chunks=False): if these voxels were "
+                "recorded, write the image again with all chunks"
+            )
+        size = None if self.opened is None else self.opened.voxel_size_nm
+        if size is not None and max(size) > LARGE_EDGE_NM:
+            edges = " x ".join(f"{edge / 1000:g}" for edge in size)
+            doubts.append(
+                f"a voxel of {edges} um is stated, which is large for electron microscopy: is the unit right?"
+            )
+        return doubts
 
 
 def inspect_path(location: str | os.PathLike[str]) -> tuple[list[Found], bool]:
@@ -68,11 +92,20 @@ def inspect_volume(location: str, *, alone: bool = False) -> Found:
     try:
         opened = open_volume(location)
         sample = sample_of(opened)
+        kind = kind_of(opened, sample)
     except InputError as error:
         if alone:
             raise
         return Found(location, None, None, None, None, error)
-    return Found(location, opened, sample, kind_of(opened, sample), bytes_of(location))
+    chunks, unasked = None, ""
+    if kind in ("image", "one value"):  # a label array may leave out background
+        try:
+            chunks = ask(opened)
+        except InputError as error:
+            unasked = f"{UNASKED}: {error.problem}: {error.found}"
+        if kind == "image" and chunks is not None and chunks.missing == chunks.asked:  # but it was just read
+            chunks, unasked = None, UNASKED
+    return Found(location, opened, sample, kind, bytes_of(location), chunks=chunks, unasked=unasked)
 
 
 def sample_of(opened: Opened) -> Sample:
@@ -92,7 +125,7 @@ def sample_of(opened: Opened) -> Sample:
         planes=len(planes),
         smallest=float(finite.min()),
         largest=float(finite.max()),
-        percentiles=tuple(float(value) for value in np.percentile(finite.astype(np.float64), PERCENTILES)),
+        percentiles=tuple(float(value) for value in np.percentile(without_padding(finite), PERCENTILES)),
         distinct=len(distinct),
         values=tuple(int(value) for value in distinct[:MOST_LISTED]) if whole else (),
         uniform=uniform,
@@ -143,7 +176,7 @@ def table(found: list[Found]) -> list[str]:
     rows = [("volume", "format", "shape (z, y, x)", "type", "voxel nm", "looks like")]
     for one in found:
         if one.opened is None:
-            rows.append((one.location, f"cannot be opened: {one.fault.problem if one.fault else ''}", "", "", "", ""))
+            rows.append((one.location, f"cannot be opened: {reason(one)}", "", "", "", ""))
             continue
         opened = one.opened
         size = "-" if opened.voxel_size_nm is None else " ".join(f"{edge:g}" for edge in opened.voxel_size_nm)
@@ -151,6 +184,13 @@ def table(found: list[Found]) -> list[str]:
         rows.append((one.location, opened.format, shape, str(opened.dtype), size, str(one.kind)))
     widths = [max(len(row[column]) for row in rows if row[2] or column == 0) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def reason(one: Found) -> str:
+    """Say in one line why a volume cannot be opened."""
+    if one.fault is None:
+        return ""
+    return one.fault.problem if one.fault.found is None else f"{one.fault.problem}: {one.fault.found}"
 
 
 def details(one: Found) -> list[str]:
@@ -182,7 +222,7 @@ def details(one: Found) -> list[str]:
     if shown:
         lines["states"] = ", ".join(f"{key} {str(value)[:40]}" for key, value in list(shown.items())[:8])
     return [one.location, *(f"  {key:<12}{value}" for key, value in lines.items())] + [
-        f"  note        {note}" for note in opened.notes
+        f"  note        {note}" for note in (*opened.notes, *one.doubts)
     ]
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset_builder.fingerprint import near_pairs
+from dataset_builder.frames import ROUNDED
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import FOLDS, Axis, Domain, Fold
 
@@ -80,6 +81,7 @@ def check_leaks(
         remedy: what the maintainer can do about a leak.
     """
     rows = list(rows)
+    gap_nm *= 1 - ROUNDED
     volumes = _stretches(rows)
     faults = [
         *_specimen_leaks(rows),

@@ -12,6 +12,7 @@ from em_bench_eval.errors import InputError
 from lpa.bits import kernel
 
 LARGEST_ID = 65535  # 16-bit PNG
+LARGEST_VOLUME_ID = 2**63 - 1  # the tables' instance_id is int64
 SLOTS = 4 * (LARGEST_ID + 1)  # of the hash table, a power of two
 HASH = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio spreads consecutive ids
 
@@ -31,7 +32,7 @@ def number_plane(volume_ids: npt.NDArray[Any], classes: npt.NDArray[np.uint8], w
     """Renumber the ids of a ``(y, x)`` slice to 1..N in ascending order of volume id, and describe each.
 
     ``classes`` holds the class of every pixel. Raises ``InputError``, naming ``where``, for more instances than a
-    16-bit image can hold.
+    16-bit image can hold, and for ids of which the tables have no room.
     """
     wide = volume_ids.dtype.itemsize == 8
     ids = np.ascontiguousarray(volume_ids, np.uint64 if wide else np.uint32)
@@ -45,6 +46,13 @@ def number_plane(volume_ids: npt.NDArray[Any], classes: npt.NDArray[np.uint8], w
             found=f"more than {LARGEST_ID}",
             expected=f"at most {LARGEST_ID}",
             remedy="cut the slices into smaller tiles (--max-side), or drop specks (--min-size-nm3)",
+        )
+    if count and int(found[:count].max()) > LARGEST_VOLUME_ID:
+        raise InputError(
+            f"{where}: an instance id is too large for the tables",
+            found=int(found[:count].max()),
+            expected=f"at most {LARGEST_VOLUME_ID} (2^63 - 1)",
+            remedy="if that value marks what is no instance, set it to 0; else renumber the ids of the volume",
         )
     order = np.argsort(found[:count])
     rank = np.zeros(count + 1, np.uint16)

@@ -71,6 +71,13 @@ def planned(
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}", expected="a folder that em-bench build wrote")
     judged = verdicts(folder, without)
+    if all(verdict.dropped for verdict in judged):
+        raise InputError(
+            f"--without leaves no source of {folder}",
+            found=f"--without {', '.join(sorted(without))}",
+            expected="at least one source to publish",
+            remedy="leave out fewer sources",
+        )
     withheld = [verdict.source for verdict in judged if not verdict.as_pixels and not verdict.dropped]
     _check_unchanged_privacy(folder, private)
     if all(verdict.as_pixels for verdict in judged) and not private:

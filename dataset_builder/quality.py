@@ -24,6 +24,7 @@ from dataset_builder.quality_volume import Listed, Measured, measure
 from dataset_builder.workers import open_workers
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import ORGANELLES, Organelle
+from em_bench_eval.volume_files import plain_path
 from em_bench_eval.whole_file import write_whole
 from lpa.signs import THRESHOLDS
 
@@ -77,6 +78,12 @@ def contrast(gray: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float64], npt.
     return low, high
 
 
+def levels_used(gray: npt.NDArray[np.int64]) -> int:
+    """Return the smallest number of gray values that make up 98% of the pixels which are neither 0 nor 255."""
+    counts = np.sort(gray.sum(axis=0)[1:-1])[::-1]
+    return int(np.count_nonzero(np.cumsum(counts) - counts < 0.98 * counts.sum()))
+
+
 def means(gray: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Return the mean gray value of every slice."""
     return np.asarray((gray * np.arange(256)).sum(axis=1) / np.maximum(gray.sum(axis=1), 1), np.float64)
@@ -106,6 +113,14 @@ def _slices(listed: Listed, measured: Measured) -> Iterator[Finding]:
     if len(places):
         text = f"{ranges_text(places)}: {spread[places].min():.0f} gray values, the volume's median is {usual:.0f}"
         yield finding("low_contrast", text, places, spread[places].min() / max(usual, 1.0))
+    levels = levels_used(measured.gray[usable])
+    if usable.any() and levels < BY_NAME["few_levels"].limit:
+        text = (
+            f"{levels} gray values make up 98% of the pixels between 0 and 255, expected are "
+            f"{BY_NAME['few_levels'].limit:.0f} or more: give the window yourself (intensity: {{window: [low, high]}} "
+            "in a spec), or export the image with more contrast"
+        )
+        yield finding("few_levels", text, value=levels)
     mean = means(measured.gray)
     around = np.array([np.median(mean[max(0, z - 2) : z + 3][usable[max(0, z - 2) : z + 3]]) for z in range(len(mean))
                        if usable[z]])  # fmt: skip
@@ -300,7 +315,7 @@ def check_dataset(
     """
     from dataset_builder.quality_page import Page
 
-    dataset, target = Path(folder).absolute(), Path(out if out is not None else folder)
+    dataset, target = Path(plain_path(folder)), Path(out if out is not None else folder)
     volumes = listed_volumes(dataset)
     target.mkdir(parents=True, exist_ok=True)
     reports: dict[str, dict[str, Any]] = {}

@@ -84,6 +84,14 @@ CHECKS: tuple[Check, ...] = (
         "focus and staining vary by some tens of per cent from slice to slice",
     ),
     Check(
+        "few_levels",
+        "warning",
+        48,
+        "gray values",
+        "volumes of which fewer gray values than this make up 98% of the pixels between 0 and 255",
+        "EM images use 80 to 200; few are left where padding or hot pixels made the window to 8 bits too wide",
+    ),
+    Check(
         "brightness",
         "warning",
         30,

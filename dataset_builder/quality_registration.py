@@ -20,6 +20,7 @@ from scipy import ndimage
 RADIUS = 8  # pixels: shifts that are tried, along both axes of a plane
 MIRROR_OFFSET = 3  # pixels
 LEAST_WINDOWS, LEAST_BOUNDARY = 4, 40  # windows; pixels in one
+LEAST_ERROR = 0.002  # of a mean agreement: windows that overlap agree with each other better than independent ones
 
 Floats = npt.NDArray[np.float64]
 
@@ -162,7 +163,7 @@ def mirror_score(direct: Sequence[Floats | None], mirrored: Sequence[Floats | No
         return 0.0  # labels that are mirrored, and nothing else, need no shift
     difference = other - one
     spread = float(difference.std(ddof=1)) / math.sqrt(len(pairs))
-    return float(difference.mean()) / max(spread, 1e-9)
+    return float(difference.mean()) / max(spread, LEAST_ERROR)
 
 
 def _at_common_best(planes: Floats) -> tuple[Floats, int]:

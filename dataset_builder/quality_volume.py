@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,8 +104,9 @@ def _read_all(listed: Listed, image: Any, found: Measured) -> npt.NDArray[np.boo
     """Fill everything that is counted; return which chunks of the image are black."""
     labels = {name: listed.path / "labels" / name / "s0" for name in ("instances", "semantic", "ignore")}
     arrays = {name: open_array(path) for name, path in labels.items() if path.is_dir()}
-    class_of = IdTable(listed.ids, listed.classes)
-    place_of = IdTable(listed.ids, np.arange(1, len(listed.ids) + 1, dtype=np.int64))
+    real = listed.ids > 0  # a negative one would stand for a stored id of 2^63 or more: it is not that
+    class_of = IdTable(listed.ids[real], listed.classes[real])
+    place_of = IdTable(listed.ids[real], np.flatnonzero(real) + 1)
     chunk = image.chunk_layout.read_chunk.shape
     blank = np.ones([-(-size // edge) for size, edge in zip(found.shape, chunk, strict=True)], bool)
     seen: dict[bytes, int] = {}
@@ -232,15 +233,21 @@ def _compare_labels(listed: Listed, image: Any, found: Measured) -> None:
     """Compare label boundaries with the image around evenly chosen instances, as they are and mirrored."""
     ids = open_array(listed.path / "labels" / "instances" / "s0")
     chosen = np.unique(np.linspace(0, len(listed.ids) - 1, SAMPLED).astype(int)) if len(listed.ids) else []
-    windows = [Window.around(listed.boxes[row], found.shape, 0) for row in chosen]
+    windows = _around(listed, chosen, found.shape, 0)
     direct = _surfaces(image, ids, windows, None)
     found.labels = label_shift(direct)
     for axis in [axis for axis, size in enumerate(found.shape) if size > 1]:
         found.mirrored[AXES[axis]] = mirror_score(direct, _surfaces(image, ids, windows, axis))
     # slices say nothing about z; planes across them do where their pixels are square and there is room for a shift
     if VoxelSize(*listed.voxel_size_nm).is_isotropic and found.shape[0] >= 4 * RADIUS:
-        across = [Window.around(listed.boxes[row], found.shape, 1) for row in chosen]
+        across = _around(listed, chosen, found.shape, 1)
         found.labels_across = label_shift(_surfaces(image, ids, across, None))
+
+
+def _around(listed: Listed, chosen: Iterable[int], shape: tuple[int, int, int], axis: int) -> list[Window]:
+    """Cut windows around instances; each once: in a small volume many have the same, which says no more than one."""
+    windows = [Window.around(listed.boxes[row], shape, axis) for row in chosen]
+    return list({str(window.box): window for window in windows}.values())
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import indent
 
 from em_bench_eval import registry
-from em_bench_eval.errors import InputError, unknown_name
+from em_bench_eval.errors import InputError, did_you_mean
 from em_bench_eval.schema import SourceInfo, Volume
 
 PACKAGE = "dataset_builder.sources"
@@ -27,11 +28,19 @@ class Download:
 
 
 @dataclass(frozen=True)
+class Option:
+    """One thing that a user may say about a source: ``--option SOURCE.NAME=VALUE``."""
+
+    default: str  # "": nothing
+    about: str  # one line: what it means and which values it takes
+
+
+@dataclass(frozen=True)
 class Source:
     """One file of ``dataset_builder/sources`` defines one of these as ``SOURCE``.
 
     ``volumes(raw, options)`` yields lazy volumes; ``raw`` is the folder found by ``find`` (``None`` for a source that
-    needs no download) and ``options`` holds every key of ``options``, as strings, with the user's values.
+    needs no download) and ``options`` holds every key of ``settings``, as strings, with the user's values.
 
     ``extras`` names the published classes that are none of the five organelles. They are no part of ``semantic`` or
     ``instances``; a volume that has them holds them in ``Volume.extras``, and its provenance says under
@@ -42,12 +51,25 @@ class Source:
     volumes: Callable[[Path | None, Mapping[str, str]], Iterable[Volume]]
     folders: tuple[str, ...] = ()  # names that the download may have below --raw; empty: needs no raw data
     layout: str = ""  # the published layout, drawn, for the error message and `em-bench sources NAME`
-    options: Mapping[str, str] = field(default_factory=dict)  # option -> default
+    settings: Mapping[str, Option] = field(default_factory=dict)  # option -> its default and meaning
     downloads: tuple[Download, ...] = ()  # what em-bench fetch gets; empty: by hand, or nothing to get
     extras: Mapping[str, str] = field(default_factory=dict)  # other published class -> what it is
     # a source whose name, licence and annotation depend on its options: returns the source that they declare
     declare: Callable[[Mapping[str, str]], Source] | None = None
     remote: bool = False  # reads its server itself; --raw may hold a local copy that is read instead
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The default of every option."""
+        return {name: option.default for name, option in self.settings.items()}
+
+    def options_text(self) -> str:
+        """Say what every option means, one a line; an empty text where there are none."""
+        width = max(map(len, self.settings), default=0)
+        return "\n".join(
+            f"  {name:<{width}}  {option.about} (default: {option.default or 'none'})"
+            for name, option in self.settings.items()
+        )
 
     @property
     def download_bytes(self) -> int | None:
@@ -87,8 +109,14 @@ class Source:
     def resolve_options(self, given: Mapping[str, str]) -> dict[str, str]:
         """Fill in the defaults; an unknown option is an ``InputError``."""
         for name in given:
-            if name not in self.options:
-                raise unknown_name(f"option of source {self.info.name}", name, self.options or ("(it has none)",))
+            if name not in self.settings:
+                raise InputError(
+                    f"unknown option of source {self.info.name} {name!r}",
+                    expected=f"one of\n{indent(self.options_text(), '  ')}"
+                    if self.settings
+                    else "none: this source has no options",
+                    remedy=f"{did_you_mean(name, self.settings)}em-bench sources {self.info.name} describes the source",
+                )
         return {**self.options, **given}
 
 

@@ -29,6 +29,7 @@ ANNOTATION_TYPES: tuple[AnnotationType, ...] = get_args(AnnotationType)
 SOURCE_KEYS = ("name", "title", "licence", "citation", "redistributable", "modality", "url", "notes")
 SHARED_KEYS = (
     "voxel_size_nm",
+    "header_voxel_size",
     "annotated",
     "specimen",
     "frame",
@@ -39,6 +40,7 @@ SHARED_KEYS = (
     "intensity",
 )
 VOLUME_KEYS = ("id", "image", "labels", "ignore", "extras", "origin_nm", *SHARED_KEYS)
+HEADER_WORDS = ("check", "ignore")
 NANOMETRES = "three numbers [z, y, x] in nm, for example [8, 4, 4]"
 SMALLEST_NM, LARGEST_NM = 0.05, 1e5
 BIBTEX = r"@\w+\{[^,\s]+,.*\}"
@@ -65,6 +67,7 @@ class VolumeSpec:
     annotated: Mapping[Organelle, AnnotationType]
     voxel_size: VoxelSize | None
     voxel_size_at: At | None
+    header_ignored: bool  # what the files state of voxel size and position is wrong
     specimen: str
     frame: str | None  # coordinates that it shares with other volumes
     frame_at: At | None
@@ -152,6 +155,11 @@ def _volume(check: Checker, at: At, given: Mapping[str, At], source: str, modali
         hint = "are these micrometres? Write nm" if all(0 < edge < 1 for edge in size) else ""
         check.fail(given["voxel_size_nm"], expected=NANOMETRES, hint=hint)
         size = None
+    trust = check.choice(given.get("header_voxel_size"), HEADER_WORDS)
+    if trust == "ignore" and "voxel_size_nm" not in given:
+        check.fail(
+            given["header_voxel_size"], found="ignore, and no voxel_size_nm", expected=f"voxel_size_nm: {NANOMETRES}"
+        )
     origin = check.numbers(given.get("origin_nm"), 3, "three numbers [z, y, x] in nm, where the first voxel begins")
     if "origin_nm" in given and "frame" not in given:
         check.fail(given["origin_nm"], found="a position, and no frame", expected="frame: a name that volumes share")
@@ -166,6 +174,7 @@ def _volume(check: Checker, at: At, given: Mapping[str, At], source: str, modali
         annotated=annotated,
         voxel_size=None if size is None else VoxelSize(*size),
         voxel_size_at=given.get("voxel_size_nm"),
+        header_ignored=trust == "ignore",
         specimen=check.text(given.get("specimen")) or "",
         frame=check.text(given.get("frame")),
         frame_at=given.get("frame"),

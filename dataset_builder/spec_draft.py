@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from dataset_builder.inspection import Found
+from dataset_builder.inspection import Found, reason
 from dataset_builder.yaml_check import GAP
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import ORGANELLES
@@ -47,7 +47,20 @@ def draft(found: list[Found], spec: Path) -> str:
     for number, image in enumerate(images or [None], start=1):
         fitting = [one for one in labels if image is None or _shape(one) == _shape(image)]
         parts.append(_volume(number, image, fitting, spec))
-    return "".join(parts)
+    return "".join(parts) + _left_out(found, images, labels, spec)
+
+
+def _left_out(found: list[Found], images: list[Found], labels: list[Found], spec: Path) -> str:
+    """Name what no volume of the draft has: labels of another size than every image, and what cannot be opened."""
+    sizes = {_shape(image): _size(image) for image in images}
+    strange = [one for one in labels if images and _shape(one) not in sizes]
+    lines = [f"#   {_path(one, spec)}: {one.kind}, {_size(one)}" for one in strange]
+    if lines:
+        images_have = f"the images have {', '.join(sizes.values())}"
+        lines.insert(0, f"# labels whose size (z, y, x) no image has; {images_have}:")
+        lines.append("# (a part of a larger image is named {path: ..., box: [[z0, z1], [y0, y1], [x0, x1]]})")
+    faults = [f"#   {_path(one, spec)}: {reason(one)}" for one in found if one.fault is not None]
+    return "".join(f"{line}\n" for line in lines + ["# what cannot be opened:"] * bool(faults) + faults)
 
 
 def write_draft(text: str, spec: Path) -> None:
@@ -71,8 +84,8 @@ def _volume(number: int, image: Found | None, labels: list[Found], spec: Path) -
     if image is None or image.opened is None:
         lines.append(f"    image: {GAP}           # a folder of slices or a file")
     else:
-        shape = " x ".join(map(str, image.opened.shape))
-        lines.append(f"    image: {_path(image, spec)}  # {image.opened.format}, {shape}, {image.opened.dtype}")
+        lines.append(f"    image: {_path(image, spec)}  # {image.opened.format}, {_size(image)}, {image.opened.dtype}")
+        lines += [f"    # look at this: {doubt}" for doubt in image.doubts]
     lines += [
         f"    specimen: {GAP}        # volumes of one animal or culture share it: none of it is in test and in training"
     ]
@@ -138,6 +151,10 @@ def _intensity(image: Found | None) -> list[str]:
 def _path(one: Found, spec: Path) -> str:
     text = one.location if is_remote(one.location) else os.path.relpath(one.location, spec.absolute().parent)
     return text if re.fullmatch(r"[\w./~+-]+(:[\w./+-]+)?", text) else "'" + text.replace("'", "''") + "'"
+
+
+def _size(one: Found) -> str:
+    return " x ".join(map(str, _shape(one) or ()))
 
 
 def _shape(one: Found) -> tuple[int, ...] | None:

@@ -12,7 +12,7 @@ from dataset_builder.label_values import IGNORE, REST, TARGETS, ValueMap, from_t
 from dataset_builder.yaml_check import At, Checker
 from em_bench_eval.errors import did_you_mean
 from em_bench_eval.schema import EXTRA_NAME, ORGANELLES
-from em_bench_eval.volume_files import split_location
+from em_bench_eval.volume_files import plain_path, split_location
 from em_bench_eval.volume_io import is_remote
 
 
@@ -64,7 +64,7 @@ def read_file(check: Checker, at: At | None, otherwise: At, extra: tuple[str, ..
     text = None if isinstance(where.node, yaml.MappingNode) else check.text(where, r".+", "a path")
     if text is None:
         return FileRef("", None, where)
-    location = text if is_remote(text) else str(check.file.absolute().parent / Path(text).expanduser())
+    location = text if is_remote(text) else plain_path(check.file.absolute().parent / Path(text).expanduser())
     if not is_remote(text):
         path = split_location(location)[0]
         if not path.exists():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dataset_builder.splits import Part, SplitPolicy
@@ -57,7 +59,10 @@ class Stats:
             "volumes": len(self.volumes),
             "policy": self.policy.as_json(),
             "settings": dict(self.settings),
-            "options": {source: dict(options) for source, options in self.options.items()},
+            "options": {
+                source: {key: _without_folder(value) for key, value in options.items()}
+                for source, options in self.options.items()
+            },
             "images_by": [
                 {"part": part, "fold": fold, "domain": domain, "source": source, "images": images}
                 for (part, fold, domain, source), images in sorted(self.images.items())
@@ -72,3 +77,8 @@ class Stats:
                 for (source, organelle), instances in sorted(self.instances.items())
             ],
         }
+
+
+def _without_folder(value: str) -> str:
+    """Name a file, if the value of an option is one: where it lies is nobody's business, nor part of the result."""
+    return Path(value).name if os.sep in value and Path(value).is_file() else value

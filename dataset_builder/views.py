@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset_builder.harmonise import Window
-from dataset_builder.label_values import IGNORED, Lookup
+from dataset_builder.label_values import IGNORED, Lookup, ValueMap
 from dataset_builder.lazy import Elementwise, any_of, first_claim, inside
+from dataset_builder.numbering import LARGEST_VOLUME_ID
 from em_bench_eval.errors import InputError
 from em_bench_eval.opened import Opened, whole_numbers
 from em_bench_eval.schema import Array3D, Organelle
@@ -27,7 +28,10 @@ def gray(image: Opened, window: Window | None = None, invert: bool = False) -> E
 
 def _as_gray(window: Window | None, invert: bool, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     windowed = image if window is None else window.apply(image)
-    return np.uint8(255) - windowed if invert else windowed
+    if not invert:
+        return windowed
+    inverted = np.uint8(255) - windowed
+    return np.where(np.isfinite(image), inverted, np.uint8(0)) if image.dtype.kind == "f" else inverted
 
 
 def classes(files: Sequence[tuple[Opened, Lookup]]) -> Elementwise:
@@ -98,22 +102,27 @@ def boxes(volume: Array3D, voxels: int = BOX_VOXELS) -> Iterator[Box]:
                 yield ends[0], ends[1], ends[2]
 
 
-def distinct_ids(volume: Array3D, where: str) -> npt.NDArray[np.uint64]:
-    """Read a whole label file and return its ids but 0, ascending; raises ``InputError`` for what is no id."""
+def distinct_ids(volume: Array3D, where: str, values: ValueMap | None = None) -> npt.NDArray[np.uint64]:
+    """Read a whole label file and return its ids but 0, ascending; raises ``InputError`` for what is no id.
+
+    Negative values are none; those that ``values`` knows to be no organelle are left out.
+    """
     from tqdm import tqdm
 
     found: set[int] = set()
     for box in tqdm(list(boxes(volume)), f"ids of {where}", unit="box", leave=False):
-        values = np.unique(whole_numbers(volume[box], where))
-        if values.size and int(values[0]) < 0:
-            raise InputError(
-                f"{where} holds negative ids",
-                found=int(values[0]),
-                expected="0 for background and positive ids",
-                remedy="was it saved with a signed type? Export it as an unsigned one",
-            )
-        found.update(values.tolist())
-    return np.array(sorted(found - {0}), np.uint64)
+        found.update(np.unique(whole_numbers(volume[box], where)).tolist())
+    negative = sorted(value for value in found if value < 0)
+    wrong = [value for value in negative if values is None or values.code(value) not in (0, IGNORED)]
+    if wrong:
+        raise InputError(
+            f"{where} holds negative ids",
+            found=", ".join(map(str, wrong[:8])) + (", ..." if len(wrong) > 8 else ""),
+            expected="0 for background and positive ids",
+            remedy=f"if they mark what is no instance, say so: instances: {{{wrong[0]}: ignore, rest: mito}} "
+            "(or background); if they are ids, export the file with an unsigned type",
+        )
+    return np.array(sorted(found - {0, *negative}), np.uint64)
 
 
 def ids_of(
@@ -127,7 +136,7 @@ def ids_of(
     numbered: list[Callable[..., npt.NDArray[Any]]] = []
     classes: dict[int, Organelle] = {}
     for opened, lookup in files:
-        known = distinct_ids(opened, lookup.where)
+        known = distinct_ids(opened, lookup.where, lookup.values)
         codes = [lookup.values.code(int(value)) for value in known.tolist()]
         strangers = [
             int(value) for value, code in zip(known, codes, strict=True) if code not in (*class_of, 0, IGNORED)
@@ -140,6 +149,7 @@ def ids_of(
                 remedy="add what they are, or 'rest: other'",
             )
         kept = [(int(value), code) for value, code in zip(known.tolist(), codes, strict=True) if code in class_of]
+        _check_largest(lookup.where, [value for value, _ in kept])
         first = len(classes) + 1
         given = [value for value, _ in kept] if len(files) == 1 else list(range(first, first + len(kept)))
         classes.update({name: class_of[code] for name, (_, code) in zip(given, kept, strict=True)})
@@ -148,6 +158,19 @@ def ids_of(
     dtype = np.dtype(np.uint32) if max(classes, default=0) < 2**32 else np.dtype(np.uint64)
     maps = [Elementwise(number, [opened], dtype) for number, (opened, _) in zip(numbered, files, strict=True)]
     return first_claim(maps), classes
+
+
+def _check_largest(where: str, ids: Sequence[int]) -> None:
+    """Refuse ids that the tables, whose ids are signed, cannot hold."""
+    wrong = [value for value in ids if value > LARGEST_VOLUME_ID]
+    if wrong:
+        raise InputError(
+            f"{where} holds ids that are too large",
+            found=f"{len(wrong)} of {len(ids)} ids, the first {wrong[0]}",
+            expected=f"at most {LARGEST_VOLUME_ID} (2^63 - 1)",
+            remedy=f"if that is no instance, say so: instances: {{{wrong[0]}: ignore, rest: mito}} (or background); "
+            "else renumber them, for example with skimage.segmentation.relabel_sequential",
+        )
 
 
 def _numbered(

@@ -24,6 +24,7 @@ from dataset_builder.columns import Column, Many
 from dataset_builder.layout import Box, Layout, layout_of
 from dataset_builder.pyramid import Factors, any_of, average, commonest, levels_of
 from em_bench_eval.schema import Organelle, SourceInfo, Volume
+from em_bench_eval.volume_files import folder_store
 from lpa.ome_zarr import array_metadata, full_disk_is_os_error, write_group
 
 ZSTD_LEVEL = 1  # images are noise to zstd, labels are long runs: higher levels cost time and save little
@@ -180,7 +181,7 @@ def create_array(path: Path, layout: Layout, dtype: npt.DTypeLike) -> None:
     import tensorstore as ts
 
     metadata = array_metadata(layout.shape, dtype, layout.chunk, layout.shard, ZSTD_LEVEL)
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata}
+    spec = {"driver": "zarr3", "kvstore": folder_store(path), "metadata": metadata}
     with full_disk_is_os_error():
         ts.open(spec, create=True, open=True).result()
 
@@ -189,7 +190,7 @@ def open_array(path: Path) -> Any:
     """Open a zarr v3 array of ours for reading and writing."""
     import tensorstore as ts
 
-    return ts.open({"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}).result()
+    return ts.open({"driver": "zarr3", "kvstore": folder_store(path)}).result()
 
 
 def volume_row(

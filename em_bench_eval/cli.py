@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -55,6 +56,29 @@ def _usage() -> str:
     )
 
 
+REMEDIES = {
+    errno.EACCES: "change its permissions, or name a place that you may read and write",
+    errno.EPERM: "change its permissions, or name a place that you may read and write",
+    errno.EROFS: "this file system can only be read: name another place for what is written",
+    errno.ENOSPC: "free space, or name a place on another disk",
+    errno.EDQUOT: "free space, or name a place on another disk",
+    errno.ENOENT: "check the path",
+    errno.EEXIST: "something else of this name is there: choose another name",
+    errno.ENOTDIR: "a part of this path is a file, where a folder is needed: check the path",
+    errno.EISDIR: "this is a folder, where a file is needed: check the path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def _told(error: OSError) -> InputError:
+    """Say which file could not be read or written, why, and what to do about it."""
+    return InputError(
+        f"cannot read or write {os.fsdecode(error.filename)}",
+        found=error.strerror or type(error).__name__,
+        remedy=REMEDIES.get(error.errno or 0, "check the file and the disk, then run the same command again"),
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status: 0 done, 2 unusable input, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -81,6 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as `em-bench sources | head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if not isinstance(error.filename, (str, bytes, os.PathLike)):  # no file of the user's: a fault of ours
+            raise
+        print(f"em-bench {name}: {_told(error)}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import weakref
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from .spacing import of_attributes
 from .volume_files import unreadable
 
 NUMBERS = "buif"  # numpy kinds
+LABEL_NAMES = "label|seg|mask|ids?\\b|annot|gt\\b|truth|mito|nuc|golgi|endo"
 
 
 def open_hdf5(location: str, path: Path, inside: str | None = None) -> Opened:
@@ -87,15 +89,25 @@ def _choose(path: Path, known: dict[str, Any], inside: str | None) -> str:
             found=_listing(path, known) or "no data sets",
             remedy=f"{did_you_mean(name, known)}Name one that it has",
         )
-    volumes = [name for name, dataset in known.items() if dataset.dtype.kind in NUMBERS and _spatial_axes(dataset)]
+    volumes = {name: one for name, one in known.items() if one.dtype.kind in NUMBERS and _spatial_axes(one)}
     if len(volumes) == 1:
-        return volumes[0]
+        return next(iter(volumes))
+    if not volumes:
+        raise InputError(
+            f"{path} holds no 3D data set", found=_listing(path, known) or "no data sets", expected="one at least"
+        )
+    others = {name: one for name, one in known.items() if name not in volumes}
     raise InputError(
-        f"{path} holds {len(volumes) or 'no'} 3D data sets",
-        found=_listing(path, known) or "no data sets",
+        f"{path} holds {len(volumes)} 3D data sets",
+        found="; not 3D: ".join(filter(None, (_listing(path, volumes), _listing(path, others)))),
         expected="the name of one, or only one",
-        remedy=f"name it: {path}:{volumes[0] if volumes else '/path/in/file'}",
+        remedy=f"name the one that is meant, as {path}:{min(volumes, key=_likely_labels)}",
     )
+
+
+def _likely_labels(name: str) -> bool:
+    """Sort key by which what is named like an image comes before what is named like labels."""
+    return re.search(LABEL_NAMES, name.lower()) is not None
 
 
 def _listing(path: Path, known: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from .errors import InputError
 from .opened import Mapped, Opened
-from .spacing import in_nm
+from .spacing import in_nm, of_float32
 from .volume_files import unreadable
 
 IMOD_STAMP = 1146047817  # "IMOD" as an integer, bytes 152 to 155 of the header; bit 0 of the next four: signed bytes
@@ -50,7 +50,7 @@ def open_mrc(location: str, path: Path, inside: str | None = None) -> Opened:
         location,
         "MRC",
         Mapped(values),
-        voxel_size,
+        of_float32(voxel_size),
         None,
         {"mode": int(file.header.mode), "labels": [str(label) for label in file.get_labels()]},
         tuple(notes + [note] * bool(note)),

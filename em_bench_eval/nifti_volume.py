@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .errors import InputError
 from .opened import Box, Opened
-from .spacing import in_nm
+from .spacing import in_nm, of_float32
 from .volume_files import unreadable
 
 BLOCK_BYTES = 2**20  # unpacked at a time
@@ -64,6 +64,8 @@ def open_nifti(location: str, path: Path, inside: str | None = None) -> Opened:
         notes.append(f"values are stored as {stored} and scaled by {slope:g} x + {inter:g}, which makes them float")
     unpack = partial(_unpacked, path, proxy, needed, promised) if packed else None
     pixels = _Voxels(path, proxy, unpack, np.dtype(np.float64) if scaled else stored)
+    if image.header["pixdim"].dtype.itemsize == 4:  # NIfTI-1
+        voxel_size = of_float32(voxel_size)
     return Opened(location, "NIfTI", pixels, voxel_size, None, {"zooms": zooms, "unit": unit}, tuple(notes))
 
 

@@ -125,6 +125,15 @@ class Span:
 
 
 @dataclass(frozen=True)
+class PublishedBox:
+    """Where in a frame a volume lies that is validation or test as a whole, because its source publishes it so."""
+
+    fold: Fold
+    low_nm: tuple[float, float, float]  # (z, y, x)
+    high_nm: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
 class Frame:
     """Coordinates that volumes share, such as those of one imaged data set that they are crops of.
 
@@ -134,6 +143,7 @@ class Frame:
 
     name: str
     spans: tuple[Span, ...]  # of all volumes that are cut together, in nm along z
+    published: tuple[PublishedBox, ...] = ()  # from which the others keep the gap
 
 
 @dataclass(frozen=True)
@@ -157,7 +167,8 @@ class Volume:
     organelle_of: Mapping[int, Organelle] = field(default_factory=dict)  # instance id -> organelle
     ignore: Array3D | None = None  # (z, y, x) bool, True = nobody annotated this voxel
     domain: Domain = "in"
-    published_fold: Fold | None = None  # the source's own train/test division, where it has one
+    published_fold: Fold | None = None  # the source's own division, where it has one
+    validation_published: bool = False  # the source publishes validation volumes: this one is not cut for validation
     provenance: Mapping[str, str] = field(default_factory=dict)
     has_image: bool = True  # False: only labels are published; ``image`` is a constant that nobody should learn from
     extras: Mapping[str, Array3D] = field(default_factory=dict)  # (z, y, x) masks (bool) or unsigned ids, 0 = not it
@@ -179,7 +190,8 @@ class Volume:
                 raise ValueError(f"{self.volume_id}: extra {name} is {found}, not a mask or ids of the image's shape")
         if (self.frame is None) != (self.origin_nm is None):
             raise ValueError(f"{self.volume_id}: give frame and origin_nm, or neither")
-        if self.frame is not None and self.span not in self.frame.spans:
+        whole = self.published_fold in ("validation", "test")
+        if self.frame is not None and not whole and self.span not in self.frame.spans:
             raise ValueError(f"{self.volume_id}: {self.span} is none of the spans of frame {self.frame.name}")
 
     @property

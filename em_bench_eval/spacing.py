@@ -45,6 +45,11 @@ def in_nm(sizes: Sequence[float], unit: object, default: float | None = None) ->
     return VoxelSize(z, y, x), ""
 
 
+def of_float32(size: VoxelSize | None) -> VoxelSize | None:
+    """Round edges that a header holds as 32-bit floats to the 7 digits which these carry: 39.9999991 nm is 40 nm."""
+    return None if size is None else VoxelSize(*(float(f"{edge:.7g}") for edge in size))
+
+
 @dataclass(frozen=True)
 class Spacing:
     """What is stated about the axes of an array, in the array's order."""
@@ -60,6 +65,18 @@ class Spacing:
         if sizes is None or not all(math.isfinite(size) and size > 0 for size in sizes):
             return None
         return VoxelSize(*sizes)
+
+    def without_unit(self) -> str:
+        """Say which voxel size is stated in no unit of length; empty where there is nothing to say."""
+        if not set("zyx") <= set(self.axes) or not len(self.scale) == len(self.units) == len(self.axes):
+            return ""
+        unit = dict(zip(self.axes, self.units, strict=True))
+        edge = dict(zip(self.axes, self.scale, strict=True))
+        unknown = {str(unit[axis]) for axis in "zyx" if NANOMETRES.get(unit[axis] or "") is None and unit[axis]}
+        if all(NANOMETRES.get(unit[axis] or "") for axis in "zyx") or all(edge[axis] == 1 for axis in "zyx"):
+            return ""
+        how = f"in {', '.join(sorted(unknown))}, which is no known unit of length" if unknown else "without a unit"
+        return f"a voxel of {' x '.join(f'{edge[axis]:g}' for axis in 'zyx')} (z, y, x) is stated {how}"
 
     def translation_nm(self) -> tuple[float, float, float] | None:
         """Return the position of the first voxel, ``(z, y, x)``, or ``None`` where it is not stated."""

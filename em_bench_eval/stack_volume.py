@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from .errors import InputError
 from .opened import Box, Opened
-from .tiff_volume import check_gray, chunk_of, not_gray, parse, read_page
+from .tiff_volume import check_complete, check_gray, chunk_of, not_gray, parse, read_page
 from .volume_files import format_of_name, unreadable
 
 PLANE_FORMATS = ("TIFF", "PNG")
@@ -51,12 +51,34 @@ def holds_planes(folder: Path) -> bool:
     return folder.is_dir() and any(_kind(path) for path in folder.iterdir())
 
 
-def plane_files(folder: Path) -> tuple[list[Path], str]:
-    """List the image files of a folder in natural order, and say which format they have."""
+def is_stack(folder: Path) -> bool:
+    """Tell whether the images of a folder are meant as the slices of one volume, faulty or not.
+
+    They are several, of one kind, and one of the first two has one page; files of many pages are volumes themselves.
+    """
+    kinds = _by_kind(folder)
+    paths = next(iter(kinds.values()), [])
+    return len(kinds) == 1 and len(paths) > 1 and any(map(_has_one_page, paths[:2]))
+
+
+def _has_one_page(path: Path) -> bool:
+    try:
+        return _kind(path) != "TIFF" or len(parse(path).pages) == 1
+    except InputError:
+        return False
+
+
+def _by_kind(folder: Path) -> dict[str, list[Path]]:
     kinds: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir(), key=lambda path: natural(path.name)):
         if kind := _kind(path):
             kinds.setdefault(kind, []).append(path)
+    return kinds
+
+
+def plane_files(folder: Path) -> tuple[list[Path], str]:
+    """List the image files of a folder in natural order, and say which format they have."""
+    kinds = _by_kind(folder)
     if len(kinds) != 1:
         raise InputError(
             f"{folder} is not one stack of images",
@@ -179,6 +201,7 @@ def _look_tiff(path: Path) -> Plane:
     file = parse(path)
     page = file.pages[0]
     check_gray(page, path)
+    check_complete(page, path)
     if len(file.pages) > 1 or len(page.shape) != 2:
         raise InputError(
             f"{path} is not one slice",

@@ -66,6 +66,13 @@ def parse(path: Path) -> Any:
     return file
 
 
+def count_series(path: Path) -> int:
+    """Return how many series of equal pages a file holds; raises ``InputError``."""
+    file = parse(path)
+    with _no_silent_faults(path):
+        return len(file.series)
+
+
 @contextmanager
 def _no_silent_faults(path: Path) -> Iterator[None]:
     """Raise ``InputError`` for every fault that tifffile finds; some it only logs, and gives a shorter stack."""
@@ -181,6 +188,8 @@ class Pages:
         self.shape, self.dtype, self._path = shape, np.dtype(series.dtype), path
         with _no_silent_faults(path):
             self._pages = list(series.pages)
+        for page in self._pages:
+            check_complete(page, path)
         self.chunk_shape = (1, *chunk_of(series.keyframe))
         self._file = series.keyframe.parent  # keeps the file open
 
@@ -189,6 +198,15 @@ class Pages:
         z, y, x = box
         pages = range(z.start, z.stop, z.step)
         return np.stack([read_page(self._pages[number], y, x, self._path) for number in pages])
+
+
+def check_complete(page: Any, path: Path) -> None:
+    """Raise ``InputError`` where the header of a page names a strip or tile beyond the end of the file."""
+    size = page.parent.filehandle.size
+    last = max(page.dataoffsets, default=0)
+    end = last + page.databytecounts[page.dataoffsets.index(last)] if last else 0
+    if end > size:
+        raise _truncated(path, size, end)
 
 
 def chunk_of(page: Any) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,6 +58,23 @@ OTHER_MAGIC = (
     (b"<", "HTML or XML text"),
     (b"version https://git-lfs", "a Git LFS pointer"),
 )
+
+
+def plain_path(path: str | os.PathLike[str]) -> str:
+    """Return the absolute path without ``..``, which tensorstore refuses; it leads where the system would go.
+
+    Symbolic links stay as they are, unless a ``..`` behind one leads out of its target.
+    """
+    if ".." not in Path(path).parts:
+        return str(Path(path).absolute())
+    flat = os.path.abspath(path)
+    real = os.path.realpath(path)
+    return flat if os.path.realpath(flat) == real else real
+
+
+def folder_store(path: str | os.PathLike[str]) -> dict[str, object]:
+    """Return tensorstore's spec of a local folder."""
+    return {"driver": "file", "path": plain_path(path) + "/"}
 
 
 def split_location(location: str) -> tuple[Path, str | None]:

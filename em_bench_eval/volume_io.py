@@ -21,9 +21,9 @@ import numpy.typing as npt
 from .errors import InputError
 from .opened import Box, Opened
 from .spacing import Spacing, multiscales, of_attributes, of_multiscales
-from .volume_files import format_of_name, known_suffixes, open_file, split_location
+from .volume_files import folder_store, format_of_name, known_suffixes, open_file, plain_path, split_location
 
-__all__ = ["Opened", "is_remote", "open_volume", "read_document", "read_node"]
+__all__ = ["Opened", "folder_store", "is_remote", "open_volume", "read_document", "read_node"]
 
 EXPECTED = "a zarr (v2, v3), OME-Zarr (0.4, 0.5) or N5 array, or a group that declares multiscales"
 ALSO_LOCAL = f"a folder of TIFF or PNG slices, or a file: {', '.join(known_suffixes())}"
@@ -35,8 +35,9 @@ RETRIES = {"max_retries": 5, "initial_delay": "200ms", "max_delay": "5s"}  # the
 class Chunked:
     """A tensorstore array with axes ordered ``(z, y, x)``."""
 
-    def __init__(self, store: Any):
+    def __init__(self, store: Any, location: str):
         self.store = store  # tensorstore.TensorStore
+        self.location = location  # of the array itself: a folder, absolute, or a URL
         z, y, x = store.shape
         self.shape = (z, y, x)
         self.dtype: np.dtype[Any] = store.dtype.numpy_dtype
@@ -117,7 +118,7 @@ def _open_part(location: str, part: Box | None) -> Opened:
 
 def _reopen(opened: Opened) -> tuple[Callable[[str, Box | None], Opened], tuple[str, Box | None]]:
     here = opened.location
-    return _open_part, (here if "://" in here else os.path.abspath(here), opened.part)
+    return _open_part, (here if "://" in here else plain_path(here), opened.part)
 
 
 copyreg.pickle(Opened, _reopen)  # open files stay here
@@ -152,14 +153,26 @@ def _open_array(location: str, url: str, node: Node, group: Node | None, path: s
     stated = _spacing(node, group, path) or Spacing(())
     axes = stated.axes if len(stated.axes) == array.rank else node.dimension_names
     attributes = {**(group.attributes if group and location != url else {}), **node.attributes}
+    note = stated.without_unit()
     return Opened(
         location,
-        node.format,
-        Chunked(_spatial(array, axes, url)),
+        _format_name(node, group, path),
+        Chunked(_spatial(array, axes, url), url if is_remote(url) else plain_path(url.removeprefix("file://"))),
         stated.voxel_size_nm(),
         stated.translation_nm(),
         attributes,
+        (note,) if note else (),
     )
+
+
+def _format_name(node: Node, group: Node | None, path: str) -> str:
+    """Name the format as a person does: OME-Zarr, with its version, where a pyramid lists the array."""
+    pyramid = multiscales(group.attributes) if group else None
+    if group is None or pyramid is None or node.format == "N5" or _level_of(pyramid, path) is None:
+        return node.format
+    ome = group.attributes.get("ome")
+    version = (ome if isinstance(ome, Mapping) else pyramid).get("version")
+    return f"OME-Zarr {version} ({node.format})" if version else f"OME-Zarr ({node.format})"
 
 
 def _spatial(array: Any, axes: tuple[str, ...], url: str) -> Any:
@@ -187,14 +200,19 @@ def _spatial(array: Any, axes: tuple[str, ...], url: str) -> Any:
 def _spacing(node: Node, group: Node | None, path: str) -> Spacing | None:
     """Ask the pyramid that lists this array first, then the array, then its group."""
     pyramid = multiscales(group.attributes) if group else None
-    if pyramid is not None:
-        for level, dataset in enumerate(pyramid["datasets"]):
-            if str(dataset.get("path", "")).strip("/") == path:
-                return of_multiscales(pyramid, level)
+    level = None if pyramid is None else _level_of(pyramid, path)
+    if pyramid is not None and level is not None:
+        return of_multiscales(pyramid, level)
     own = of_attributes(node.attributes, node.format == "N5")
     if own is None and group is not None and path in ("s0", "0"):
         return of_attributes(group.attributes, group.format == "N5")
     return own
+
+
+def _level_of(pyramid: Mapping[str, Any], path: str) -> int | None:
+    """Return the level of a pyramid that is stored at a path."""
+    paths = [str(dataset.get("path", "")).strip("/") for dataset in pyramid["datasets"]]
+    return paths.index(path) if path in paths else None
 
 
 def _finest_level(url: str, node: Node) -> str | None:
@@ -215,7 +233,7 @@ def _context() -> Any:
 
 
 def _file(url: str) -> dict[str, object]:
-    return {"driver": "file", "path": str(Path(url.removeprefix("file://")).absolute()) + "/"}
+    return folder_store(url.removeprefix("file://"))
 
 
 def _http(url: str) -> dict[str, object]:

@@ -42,8 +42,15 @@ def _local(url: str) -> Iterator[str]:
         yield from _folder(path, 0)
 
 
-def _inside(path: Path) -> Iterator[str]:
-    """List what one file holds."""
+def _inside(path: Path) -> list[str]:
+    """List what one file holds; what cannot be read stands for itself: opening it says why."""
+    try:
+        return list(_named_inside(path))
+    except InputError:
+        return [str(path)]
+
+
+def _named_inside(path: Path) -> Iterator[str]:
     known = format_of_name(path.name)
     if known is not None and known.name == "HDF5":
         from em_bench_eval.hdf5_volume import names
@@ -51,16 +58,16 @@ def _inside(path: Path) -> Iterator[str]:
         several = [name for name, (shape, _) in names(path).items() if len(shape) >= 3]
         yield from [f"{path}:{name}" for name in several] or [str(path)]
     elif known is not None and known.name == "TIFF":
-        from em_bench_eval.tiff_volume import parse
+        from em_bench_eval.tiff_volume import count_series
 
-        count = len(parse(path).series)
+        count = count_series(path)
         yield from [f"{path}:{number}" for number in range(count)] if count > 1 else [str(path)]
     else:
         yield str(path)
 
 
 def _folder(folder: Path, depth: int) -> Iterator[str]:
-    from em_bench_eval.stack_volume import holds_planes, plane_files
+    from em_bench_eval.stack_volume import is_stack
 
     levels: set[str] = set()
     if any((folder / name).is_file() for name in METADATA):
@@ -74,14 +81,9 @@ def _folder(folder: Path, depth: int) -> Iterator[str]:
             yield str(folder)
             levels = {str(entry.get("path")) for entry in (pyramid or {}).get("datasets", ())}
             levels |= {child.name for child in folder.iterdir() if LEVEL.fullmatch(child.name)}
-    stacked = False
-    if holds_planes(folder):
-        try:
-            stacked = len(plane_files(folder)[0]) > 1 and _is_plane(plane_files(folder)[0][0])
-        except InputError:
-            stacked = False
-        if stacked:
-            yield str(folder)
+    stacked = is_stack(folder)
+    if stacked:
+        yield str(folder)
     for child in sorted(folder.iterdir()):
         if child.name.startswith(".") or child.name in levels:
             continue
@@ -89,16 +91,6 @@ def _folder(folder: Path, depth: int) -> Iterator[str]:
             yield from _folder(child, depth + 1)
         elif child.is_file() and format_of_name(child.name) is not None and not stacked:
             yield from _inside(child)
-
-
-def _is_plane(path: Path) -> bool:
-    from em_bench_eval.stack_volume import look
-
-    try:
-        look(path)
-    except InputError:
-        return False
-    return True
 
 
 def _remote(url: str) -> Iterator[str]:

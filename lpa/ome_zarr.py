@@ -48,12 +48,14 @@ def create_labels(
     """
     import tensorstore as ts
 
+    from em_bench_eval.volume_io import folder_store
+
     multiscales = [_one_level(path.name, voxel_size_nm, translation_nm)]
     ome = {"version": "0.5", "multiscales": multiscales, "image-label": {}}
     write_group(path, {"ome": ome, **(attributes or {})})
     spec = {
         "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": str(path / LABEL_ARRAY)},
+        "kvstore": folder_store(path / LABEL_ARRAY),
         "metadata": array_metadata(shape, dtype, chunk, shard, ZSTD_LEVEL),
     }
     with full_disk_is_os_error():

@@ -235,6 +235,16 @@ def test_unusable_places(volume: np.ndarray, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "link"]
 
 
+def test_source_and_destination_above_this_folder(
+    volume: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(tmp_path / "semantic.zarr", volume)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run(Path("../semantic.zarr"), Path("../labels.zarr"))
+    np.testing.assert_array_equal(open_volume("../labels.zarr")[:], label(volume))
+
+
 def test_an_image_is_not_labelled_instead_of_its_labels(tmp_path: Path) -> None:
     store(tmp_path / "cell", clumps((6, 6, 6), seed=1, classes=200))
     metadata = json.loads((tmp_path / "cell" / "zarr.json").read_text())

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+import fake
 import pytest
+import replicas
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_builder import citation
+from dataset_builder.build import Job, build
 from dataset_builder.citation import bibliography, merged, parse, plain, plain_text
 from dataset_builder.cli_cite import cite
 from dataset_builder.source import load_source, source_names
+from dataset_builder.splits import SplitPolicy
 from em_bench_eval.errors import InputError
 
 
@@ -109,6 +113,12 @@ def test_a_work_that_two_sources_cite_is_listed_once() -> None:
     assert both.count("10.1083/jcb.202010039") == 1
 
 
+def test_a_work_has_one_key_wherever_it_is_cited() -> None:
+    entries = [entry for name in source_names() for entry in parse(load_source(name).info.citation)]
+    keys = {entry.identity: {other.key for other in entries if other.identity == entry.identity} for entry in entries}
+    assert {work: of_work for work, of_work in keys.items() if len(of_work) > 1} == {}
+
+
 def test_two_works_with_one_key_both_stay() -> None:
     one = "@article{smith2020, title = {Mitochondria}, author = {Smith, A}, doi = {10.1/a}}"
     other = "@article{smith2020, title = {Nuclei}, author = {Smith, B}, doi = {10.1/b}}"
@@ -169,6 +179,19 @@ def test_the_command_names_the_sources_of_the_rows_that_were_asked_for(
     out = tmp_path / "used.txt"
     assert cite(["--plain", "--out", str(out), str(tiny_dataset)]) == 0
     assert out.read_text() == plain_text(load_source(name).info.citation for name in of)
+
+
+def test_labels_without_an_image_are_cited_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    replicas.urocell(tmp_path, with_images=False)
+    fake.vnc_sstem(tmp_path)
+    out = tmp_path / "em-organelle-wild"
+    build([Job.of(name, tmp_path, {}) for name in ("urocell", "vnc_sstem")], out, SplitPolicy())
+    assert cite([str(out)]) == 0
+    assert {"gerhard2013", "zerovnikmekuc2020"} <= set(strict_parse(capsys.readouterr().out))
+    assert cite([str(out), "--source", "urocell"]) == 0
+    assert "zerovnikmekuc2020" in capsys.readouterr().out
+    assert cite([str(out), "--config", "wild"]) == 0  # no row is of it
+    assert "zerovnikmekuc2020" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

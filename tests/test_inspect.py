@@ -17,7 +17,6 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
-import zarr
 from scipy import ndimage
 
 from dataset_builder.cli_inspect import inspect
@@ -88,6 +87,7 @@ def test_a_folder_with_everything(tmp_path: Path, capsys: pytest.CaptureFixture[
         fake.save(tmp_path / "mito" / f"{z}.png", ids.astype(np.uint16))
     with h5py.File(tmp_path / "all.h5", "w") as file:
         file["a/raw"], file["a/labels"], file["table"] = GRAY, SEMANTIC, np.zeros((3, 2))
+    zarr = pytest.importorskip("zarr", minversion="3", reason="zarr 3 needs Python 3.11")
     group = zarr.open_group(tmp_path / "z.zarr", mode="w")
     group.create_array("plain", data=GRAY)
     pyramid = group.create_group("em")
@@ -159,6 +159,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 def test_a_server_that_cannot_list(
     version: int, server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    zarr = pytest.importorskip("zarr", minversion="3", reason="zarr 3 needs Python 3.11")
     group = zarr.open_group(tmp_path / "cell.zarr", mode="w", zarr_format=version)
     image = group.create_group("em")
     image.create_array("s0", data=GRAY)
@@ -169,7 +170,7 @@ def test_a_server_that_cannot_list(
     multiscales = [{"axes": axes, "datasets": [{"path": "s0", "coordinateTransformations": scale}]}]
     image.attrs.update({"ome": {"multiscales": multiscales}} if version == 3 else {"multiscales": multiscales})
     text = told(f"{server}/cell.zarr/em", capsys)
-    assert re.search(r"/em +zarr v\d +12 96 80 +uint8 +8 4 4 +image", text)
+    assert re.search(r"/em +OME-Zarr \(zarr v\d\) +12 96 80 +uint8 +8 4 4 +image", text)
     assert re.search(r"/em/labels/mito +zarr v\d +12 96 80 +uint32 +- +instances", text)
     zarr.consolidate_metadata(tmp_path / "cell.zarr")
     found = volumes_below(f"{server}/cell.zarr")[0]
@@ -240,6 +241,71 @@ def test_a_draft_knows_the_voxel_size_and_proposes_a_window(tmp_path: Path, caps
     assert found is not None
     assert deep.min() <= int(found[1]) < int(found[2]) <= deep.max()
     assert "path: FILL_IN" in draft
+
+
+def test_a_draft_names_the_labels_that_fit_no_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, voxels in (("raw", GRAY), ("ids", IDS), ("short", IDS[:7])):
+        tifffile.imwrite(tmp_path / f"{name}.tif", voxels, photometric="minisblack")
+    (tmp_path / "torn.tif").write_bytes((tmp_path / "raw.tif").read_bytes()[:100])
+    told(tmp_path, capsys, "--draft", str(tmp_path / "s.yaml"))
+    draft = (tmp_path / "s.yaml").read_text()
+    assert "- path: ids.tif" in draft
+    assert "- path: short.tif" not in draft
+    assert "the images have 12 x 96 x 80:\n#   short.tif: instances, 7 x 96 x 80\n" in draft
+    assert re.search(r"# what cannot be opened:\n#   torn.tif: .*torn.tif cannot be read", draft)
+    with pytest.raises(InputError, match="fill it in"):  # it is still a spec
+        source_of(tmp_path / "s.yaml")
+
+
+def test_a_folder_of_slices_with_a_fault_is_one_volume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for z in range(8):
+        fake.save(tmp_path / "colour" / f"{z}.png", np.stack([GRAY[z]] * 3, -1))
+        fake.save(tmp_path / "whole" / f"{z}.png", GRAY[z])
+        if z != 5:
+            fake.save(tmp_path / "hole" / f"s_{z:03}.tif", GRAY[z])
+            tifffile.imwrite(tmp_path / f"cell_{z}.tif", GRAY, photometric="minisblack")  # volumes, not slices
+    with pytest.raises(InputError, match=r"between s_004.tif and s_006.tif"):
+        inspect([str(tmp_path / "hole"), "--draft", str(tmp_path / "s.yaml")])
+    assert not (tmp_path / "s.yaml").exists()
+    with pytest.raises(InputError, match="mode RGB"):
+        inspect([str(tmp_path / "colour")])
+    text = told(tmp_path, capsys)
+    assert len(text.splitlines()) == 1 + 7 + 3
+    assert re.search(r"hole +cannot be opened: .* missing slices: 7 files; between s_004.tif and s_006.tif", text)
+    assert re.search(r"colour +cannot be opened: .*0.png is not a gray image: mode RGB", text)
+
+
+def test_doubts_are_told_of_one_volume_and_of_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metadata = {"axes": "ZYX", "spacing": 40, "unit": "um"}
+    tifffile.imwrite(tmp_path / "a.tif", GRAY, imagej=True, metadata=metadata, resolution=(0.25, 0.25))
+    asked = "a voxel of 40 x 4 x 4 um is stated, which is large for electron microscopy: is the unit right?"
+    assert f"note        {asked}" in told(tmp_path / "a.tif", capsys, "--draft", str(tmp_path / "s.yaml"))
+    assert asked in (tmp_path / "s.yaml").read_text()
+    tifffile.imwrite(tmp_path / "b.tif", GRAY, photometric="minisblack")
+    assert f"\nnote: {tmp_path / 'a.tif'}: {asked}\n" in told(tmp_path, capsys)
+    assert told(tmp_path, capsys, "--details").count(asked) == 1
+
+
+@pytest.mark.parametrize("name", ["raw.zarr", "raw", "raw.tif", "all.h5:/a/raw"])
+def test_paths_may_go_up(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zarr = pytest.importorskip("zarr", minversion="3", reason="zarr 3 needs Python 3.11")
+    zarr.create_array(tmp_path / "raw.zarr", data=GRAY)
+    tifffile.imwrite(tmp_path / "raw.tif", GRAY, photometric="minisblack")
+    for z in range(len(GRAY)):
+        fake.save(tmp_path / "raw" / f"{z}.png", GRAY[z])
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        file["a/raw"] = GRAY
+    zarr.create_array(tmp_path / "ids.zarr", data=IDS)
+    (tmp_path / "specs").mkdir()
+    monkeypatch.chdir(tmp_path / "specs")
+    told(f"../{name}", capsys, "../specs/../ids.zarr", "--draft", "../specs/s.yaml")
+    assert f"image: ../{name}" in Path("s.yaml").read_text()
+    Path("s.yaml").write_text(fill(Path("s.yaml").read_text()))
+    (volume,) = source_of(Path("../specs/s.yaml")).volumes(None, {})
+    np.testing.assert_array_equal(volume.image[:], GRAY)
+    assert (volume.provenance["raw"], volume.provenance["labels"]) == (f"../{name}", "../ids.zarr")
 
 
 def test_nothing_to_draft_from(tmp_path: Path) -> None:

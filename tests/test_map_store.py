@@ -81,3 +81,12 @@ def test_blocks_are_whole_slices_where_these_are_not_huge_and_chunks_divide_them
         assert block[1:] == shape[1:]
     chunk = chunk_of(block)
     assert all(edge % part == 0 for edge, part in zip(block, chunk, strict=True))
+
+
+def test_a_store_above_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    store = create_maps("../m", NAMES, (2, 4, 4), (8, 8, 8))
+    (block,) = store.missing()
+    store.write(block, np.full((len(NAMES), 2, 4, 4), 0.5))
+    assert (open_maps("../here/../m").read((slice(0, 2),) * 3) == 0.5).all()

@@ -266,7 +266,16 @@ def test_mitoem_takes_the_images_that_belong_to_the_labels(tmp_path: Path) -> No
     np.testing.assert_array_equal(np.asarray(validation.image[:]), fake.em_like(ids > 0, 1)[8:12])
     assert set(validation.organelle_of) == set(np.unique(ids[8:12]).tolist()) - {0}
     slabs = [[(slab.fold, slab.start, slab.stop) for slab in SplitPolicy().slabs_of(v)] for v in (train, validation)]
-    assert slabs == [[("train", 0, 8)], [("validation", 2, 4)]], "one stack: cut once, 60 nm apart"
+    assert slabs == [[("train", 0, 6)], [("validation", 0, 4)]], "validation as published, the training 60 nm below it"
+
+
+def test_guay_is_divided_as_published(tmp_path: Path) -> None:
+    slabs = [SplitPolicy().slabs_of(volume) for volume in replica("guay_platelets", tmp_path)]
+    assert [[(slab.fold, slab.start, slab.stop) for slab in one] for one in slabs] == [
+        [("train", 0, 12)],
+        [("validation", 0, 12)],
+        [("test", 0, 12)],
+    ]
 
 
 def test_nucmm_blocks_are_where_their_names_say(tmp_path: Path) -> None:
@@ -277,7 +286,10 @@ def test_nucmm_blocks_are_where_their_names_say(tmp_path: Path) -> None:
     assert (train.origin_nm, val.origin_nm) == ((0, 576 * 510, 768 * 510), (64 * 480, 512 * 510, 832 * 510))
     assert train.frame is not None
     assert train.frame == val.frame
-    assert [(span.start_nm, span.slices) for span in train.frame.spans] == [(0, 12), (64 * 480, 12)]
+    assert [(span.start_nm, span.slices) for span in train.frame.spans] == [(0, 12)], "all that could be cut"
+    assert [(box.fold, box.low_nm) for box in train.frame.published] == [("validation", val.origin_nm)]
+    folds = [[(slab.fold, slab.start, slab.stop) for slab in SplitPolicy().slabs_of(v)] for v in (train, val)]
+    assert folds == [[("train", 0, 12)], [("validation", 0, 12)]]
     for path in (tmp_path / "nucmm").rglob("train/*.h5"):
         path.rename(path.with_name("block.h5"))
     renamed, other = volumes_of("nucmm", tmp_path)

@@ -281,6 +281,12 @@ def test_nothing_left_to_publish(dataset: Path, capsys: pytest.CaptureFixture[st
     assert "upload   0 files" in capsys.readouterr().out
 
 
+def test_dropping_every_source_is_refused(dataset: Path) -> None:
+    everything = [part for name in ("lucchipp", *OPEN) for part in ("--without", name)]
+    with pytest.raises(InputError, match=r"--without leaves no source of[\s\S]*leave out fewer"):
+        run(dataset, "--to", NAME, *everything, "--dry-run")
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 

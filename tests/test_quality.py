@@ -17,11 +17,12 @@ from scipy import ndimage
 
 from dataset_builder.build import Job, build
 from dataset_builder.cli_check import check
+from dataset_builder.layout import Layout
 from dataset_builder.quality import check_dataset, examine, listed_volumes
 from dataset_builder.quality_checks import BY_NAME, CHECKS, LEAST_SCORE, ranges
-from dataset_builder.quality_registration import agreement, label_shift, slice_shift
+from dataset_builder.quality_registration import RADIUS, agreement, label_shift, mirror_score, slice_shift
 from dataset_builder.splits import SplitPolicy
-from dataset_builder.volumes import open_array
+from dataset_builder.volumes import create_array, open_array
 from em_bench_eval.errors import InputError
 
 SHAPE = (40, 144, 160)
@@ -86,6 +87,10 @@ def saturate(image: np.ndarray) -> None:
 
 def flatten(image: np.ndarray) -> None:
     image[9] = (image[9].astype(float) - image[9].mean()) * 0.15 + image[9].mean()
+
+
+def use_few_levels(image: np.ndarray) -> np.ndarray:
+    return image // 8 * 8
 
 
 def brighten(image: np.ndarray) -> None:
@@ -153,6 +158,7 @@ INJECTED: dict[str, tuple[Callable[[Path], None], set[int] | None]] = {  # check
     "empty": (edit(at(7, 131)), {7}),
     "saturated": (edit(saturate), {4}),
     "low_contrast": (edit(flatten), {9}),
+    "few_levels": (edit(use_few_levels), None),
     "brightness": (edit(brighten), {6}),
     "duplicate": (edit(repeat), {11}),
     "jump": (edit(jump), {15}),
@@ -180,6 +186,15 @@ def test_every_fault_is_found_where_it_is(faulty: Path, name: str) -> None:
     assert name in flagged
     if slices is not None:
         assert set(flagged[name]) == slices
+
+
+def test_windows_that_agree_with_each_other_to_the_digit_prove_nothing() -> None:
+    plain = np.zeros((2 * RADIUS + 1, 2 * RADIUS + 1), np.float32)
+    plain[RADIUS, RADIUS] = 0.3
+    assert mirror_score([plain] * 8, [plain + np.float32(0.003)] * 8) < 3
+    rng = np.random.default_rng(1)
+    better = [plain * 1.5 + rng.normal(0, 0.02) for _ in range(8)]
+    assert mirror_score([plain] * 8, better) > 10
 
 
 def test_the_shift_of_misregistered_labels_is_measured(faulty: Path) -> None:
@@ -220,6 +235,23 @@ def test_black_padding_without_labels_is_only_a_warning(faulty: Path) -> None:
         pytest.skip("one chunk holds the whole volume")
     assert "black_chunk" in found(faulty)
     assert "missing_chunk" not in found(faulty)
+
+
+def test_ids_that_turned_negative_in_the_tables_are_unknown(faulty: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    stored = open_array(volume_of(faulty) / "labels/instances/s0")
+    chunk, shard = stored.chunk_layout.read_chunk.shape, stored.chunk_layout.write_chunk.shape
+    ids = read(faulty, "labels/instances").astype(np.uint64)
+    shutil.rmtree(volume_of(faulty) / "labels/instances/s0")
+    create_array(volume_of(faulty) / "labels/instances/s0", Layout(SHAPE, chunk, shard), "uint64")
+    write(faulty, np.where(ids > 0, ids + np.uint64(2**63), np.uint64(0)), "labels/instances")
+    table = pq.read_table(faulty / "instances.parquet")
+    negative = pa.array(table["instance_id"].to_numpy() + np.iinfo(np.int64).min, pa.int64())
+    place = table.schema.get_field_index("instance_id")
+    pq.write_table(table.set_column(place, table.schema.field(place), negative), faulty / "instances.parquet")
+    assert {"unknown_id", "wrong_size"} <= set(found(faulty))
 
 
 def test_crumbs_are_counted(faulty: Path) -> None:
@@ -271,6 +303,18 @@ def test_labels_are_registered_however_large_they_are_drawn(grown: int, offset: 
     assert found is not None
     np.testing.assert_allclose(found.shift, (-offset[0], -offset[1]), atol=0.75)
     assert (found.score > LEAST_SCORE and found.length > BY_NAME["misregistered"].limit) == any(offset)
+
+
+def test_a_dataset_above_this_folder(
+    clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(clean, "data")
+    Path("here").mkdir()
+    monkeypatch.chdir("here")
+    assert check(["../data", "--out", "../report"]) == 0
+    assert "0 errors, 0 warnings" in capsys.readouterr().out
+    assert (tmp_path / "report" / "quality.html").is_file()
 
 
 @given(st.sets(st.integers(0, 40)))

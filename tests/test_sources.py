@@ -15,6 +15,7 @@ from scipy.io import savemat
 
 from dataset_builder.instances import instances_of
 from dataset_builder.source import Source, load_source, source_names
+from em_bench_eval.cli import main
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import Organelle, Volume
 
@@ -53,6 +54,9 @@ def test_every_source_declares_what_a_user_needs(name: str) -> None:
     assert info.redistributable is False or info.licence != "none stated", "no licence, no redistribution"
     for download in source.downloads:
         assert download.urls[0].startswith("https://")
+    for option, setting in source.settings.items():
+        assert re.fullmatch(r"\S.{9,110}[^.\s]", setting.about), f"{option}: one line says what it means, for a list"
+        assert type(source.resolve_options({})[option]) is str
 
 
 @pytest.mark.parametrize("name", sorted(fake.WRITERS))
@@ -209,8 +213,21 @@ def test_misspelt_source_and_missing_download(tmp_path: Path) -> None:
         load_source("vnc_sstem").find(tmp_path)
     with pytest.raises(InputError, match="--raw DIR"):
         load_source("vnc_sstem").find(None)
-    with pytest.raises(InputError, match="unknown option of source lucchipp 'size'"):
+    with pytest.raises(InputError, match=r"unknown option of source lucchipp 'size'\n.*this source has no options"):
         load_source("lucchipp").resolve_options({"size": "3"})
+
+
+def test_a_misspelt_option_shows_what_each_option_means(capsys: pytest.CaptureFixture[str]) -> None:
+    urocell = load_source("urocell")
+    with pytest.raises(InputError, match="unknown option of source urocell 'golgy'") as caught:
+        urocell.resolve_options({"golgy": "approximate"})
+    assert main(["sources", "urocell"]) == 0
+    listed = capsys.readouterr().out
+    assert "did you mean 'golgi'" in str(caught.value)
+    for text in (str(caught.value), listed):
+        for option, setting in urocell.settings.items():
+            assert re.search(rf"^ +{option} +{re.escape(setting.about)} \(default: {setting.default}\)$", text, re.M)
+    assert urocell.resolve_options({"golgi": "approximate"}) == {"golgi": "approximate", "lyso": "extra"}
 
 
 def test_raw_may_name_the_source_folder_itself(tmp_path: Path) -> None:

@@ -500,6 +500,36 @@ def test_positions_in_the_files_propose_the_box(lab: Path) -> None:
     assert "box: [[1, 4], [2, 20], [5, 25]]" in fault(lab, text)
 
 
+def test_labels_that_lie_elsewhere_than_the_image(lab: Path) -> None:
+    def at(raw: tuple[float, ...] | None, labels: tuple[float, ...] | None, more: str = "") -> str:
+        (lab / "cremi.h5").unlink(missing_ok=True)  # a new file: the old one may still be open
+        with h5py.File(lab / "cremi.h5", "w") as file:
+            for name, array, offset in (("raw", GRAY, raw), ("labels", CLASSES, labels)):
+                file[name] = array
+                file[name].attrs["resolution"] = (8.0, 4.0, 4.0)
+                if offset is not None:
+                    file[name].attrs["offset"] = offset
+        text = SPEC.replace("gray.tif", "cremi.h5:/raw").replace("classes.tif", "'cremi.h5:/labels'")
+        return text.replace("  - id: a", f"  - id: a{more}")
+
+    message = fault(lab, at((0, 0, 0), (0, 40, -8)))
+    assert "line 17, column 20" in message
+    assert f"begins at 0, 40, -8 nm (z, y, x), as {lab / 'cremi.h5:/labels'} says" in message
+    assert f"the image at 0, 0, 0 nm, as {lab / 'cremi.h5:/raw'} says: +0, +10, -2 voxels apart" in message
+    assert "box:" in message
+    for raw, labels in (((8, 4, 4), (12, 6, 6)), (None, (0, 40, 0)), ((0, 40, 0), None)):
+        assert volume(lab, at(raw, labels)).image.shape == SHAPE, "half a voxel apart, or not stated by both"
+    assert "voxels apart" in fault(lab, at((8, 4, 4), (12, 6, 6.2)))
+    # parts at one place of the two files: what counts is where the parts are
+    text = at((0, 0, 0), (8, 0, 0)).replace(
+        "image: cremi.h5:/raw", "image: {path: cremi.h5:/raw, box: [[1, 5], [0, 24], [0, 30]]}"
+    )
+    text = text.replace("'cremi.h5:/labels',", "'cremi.h5:/labels', box: [[0, 4], [0, 24], [0, 30]],")
+    np.testing.assert_array_equal(volume(lab, text).image[:], GRAY[1:])
+    told = at((0, 0, 0), (0, 40, 0), "\n    voxel_size_nm: [8, 4, 4]\n    header_voxel_size: ignore")
+    assert volume(lab, told).image.shape == SHAPE, "a header that is known to be wrong"
+
+
 ONE_PART = "[[0, 3], [0, 12], [0, 12]]"
 FIRST_PART = SPEC.replace("gray.tif", f"{{path: gray.tif, box: {ONE_PART}}}")
 FIRST_PART = FIRST_PART.replace("classes.tif,", f"classes.tif, box: {ONE_PART},")

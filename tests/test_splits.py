@@ -62,7 +62,8 @@ def test_domains() -> None:
     out = volume(modality="ssTEM", domain="out")
     assert policy.domain_of(out) == "out"
     assert set(policy.folds_of(out).values()) == {"test"}
-    assert policy.domain_of(volume(domain="out")) == "in", "homogeneous is in-domain by construction"
+    held_out = volume(domain="out")
+    assert (policy.domain_of(held_out), part_of(held_out)) == ("out", "heterogeneous")  # homogeneous is in-domain
     held = SplitPolicy(held_out=frozenset({"specimen"}))
     assert held.domain_of(volume()) == "out"
     assert set(held.folds_of(volume()).values()) == {"test"}

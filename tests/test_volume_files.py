@@ -447,6 +447,17 @@ def test_zooms_of_nifti(zooms: tuple[float, ...], unit: str, believed: Any, tmp_
         np.testing.assert_allclose(tuple(opened.voxel_size_nm), believed, rtol=1e-5)
 
 
+@pytest.mark.parametrize("nm", [(40, 16, 16), (3.24, 4, 4), (5.24, 4, 4), (29.4, 3.7, 3.7)])
+@pytest.mark.parametrize(("unit", "per_nm"), [("mm", 1e-6), ("micron", 1e-3), ("meter", 1e-9)])
+def test_voxel_sizes_survive_32_bit_headers(nm: tuple[float, ...], unit: str, per_nm: float, tmp_path: Path) -> None:
+    zooms = [edge * per_nm for edge in nm[::-1]]
+    image = nibabel.Nifti1Image(VOXELS.T, np.diag([*zooms, 1]))
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, tmp_path / "v.nii")
+    assert open_volume(tmp_path / "v.nii").voxel_size_nm == VoxelSize(*nm)
+    assert open_volume(mrc(tmp_path / "v", nm=VoxelSize(*nm))).voxel_size_nm == VoxelSize(*nm)
+
+
 def test_scaled_nifti_is_float(tmp_path: Path) -> None:
     image = nibabel.Nifti1Image(VOXELS.T.astype(np.int16), np.eye(4))
     image.header.set_slope_inter(0.5, 10)
@@ -695,3 +706,41 @@ def test_real_stacks_have_the_published_numbers(real_data: Path) -> None:
     with pytest.raises(InputError, match="volumes of their own"):
         open_volume(real_data / "hela_sbfsem_mito2d" / "raw")
     assert os.fspath(real_data)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_torn_tiff_is_known_by_its_headers(compression: str | None, tmp_path: Path) -> None:
+    """The headers come first, as cameras and microscopes write them, so the list of pages is complete."""
+    folder = tmp_path / "slices"
+    folder.mkdir()
+    for z, plane in enumerate(VOXELS):
+        tifffile.imwrite(folder / f"{z}.tif", plane, compression=compression, rowsperstrip=8)
+    whole = (folder / "3.tif").read_bytes()
+    assert open_volume(folder).shape == SHAPE
+    (folder / "3.tif").write_bytes(whole[: len(whole) - 10])
+    with pytest.raises(InputError, match=r"3\.tif is truncated"):
+        open_volume(folder)
+
+    tifffile.imwrite(tmp_path / "v.tif", VOXELS, compression="zlib", rowsperstrip=8)
+    assert open_volume(tmp_path / "v.tif").shape == SHAPE
+    with tifffile.TiffFile(tmp_path / "v.tif", mode="r+b") as file:  # page 4 says that its last strip lies elsewhere
+        offsets = list(file.pages[4].tags["StripOffsets"].value)
+        file.pages[4].tags["StripOffsets"].overwrite([*offsets[:-1], 10**6])
+    with pytest.raises(InputError, match=r"v\.tif is truncated"):
+        open_volume(tmp_path / "v.tif")
+
+
+def test_hdf5_lists_the_volumes_only_and_proposes_the_image(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        for name in ("labels/ids", "mito_seg", "raw"):
+            file[name] = VOXELS
+        file["table"] = np.zeros((4, 2))
+    with pytest.raises(InputError, match="holds 3 3D data sets") as caught:
+        open_volume(tmp_path / "v.h5")
+    volumes, _, others = str(caught.value.found).partition("not 3D: ")
+    assert (volumes.count("v.h5:/"), others.count("v.h5:/")) == (3, 1)
+    assert str(caught.value.remedy).endswith("v.h5:/raw")
+    with h5py.File(tmp_path / "none.h5", "w") as file:
+        file["table"] = np.zeros((4, 2))
+    with pytest.raises(InputError, match="holds no 3D data set"):
+        open_volume(tmp_path / "none.h5")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,7 +81,9 @@ WRITERS = {
 def test_every_format_reads_the_same_voxels(name: str, tmp_path: Path) -> None:
     path = WRITERS[name](tmp_path / "volume")
     opened = open_volume(path)
-    assert opened.format == ("N5" if name == "N5" else "zarr v2" if "v2" in name or "0.4" in name else "zarr v3")
+    stored = "N5" if name == "N5" else "zarr v2" if "v2" in name or "0.4" in name else "zarr v3"
+    ome = "OME-Zarr 0.5" if "0.5" in name else "OME-Zarr"  # our 0.4 states no version
+    assert opened.format == (f"{ome} ({stored})" if "OME" in name else stored)
     assert (opened.shape, opened.dtype) == (SHAPE, np.uint16)
     np.testing.assert_array_equal(opened[:], VOXELS)
     np.testing.assert_array_equal(opened[1:3, 2, 3:], VOXELS[1:3, 2, 3:])
@@ -274,3 +277,32 @@ def s3() -> Iterator[Any]:
     client.create_bucket(Bucket="bucket", ACL="public-read-write")
     yield client, endpoint
     server.stop()
+
+
+def test_what_lies_above_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_n5(tmp_path / "data" / "n5")
+    (tmp_path / "data" / "sub").mkdir()
+    (tmp_path / "other" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "other" / "deep")
+    (tmp_path / "named").symlink_to(tmp_path / "data" / "n5")
+    WRITERS["zarr v3"](tmp_path / "other" / "a.zarr")
+    monkeypatch.chdir(tmp_path / "data" / "sub")
+    np.testing.assert_array_equal(open_volume("../n5")[:], VOXELS)
+    assert open_volume("../../named").array.location == str(tmp_path / "named"), "a symbolic link stays as it is"
+    np.testing.assert_array_equal(open_volume(tmp_path / "link" / ".." / "a.zarr")[:], VOXELS)  # not tmp_path/a.zarr
+    copy = pickle.loads(pickle.dumps(open_volume("../n5")))
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(copy[:], VOXELS)
+
+
+@pytest.mark.parametrize(
+    ("unit", "says"),
+    [(None, "is stated without a unit"), ("pixel", "is stated in pixel, which is no known unit of length")],
+)
+def test_a_voxel_size_without_a_unit_is_told(unit: str | None, says: str, tmp_path: Path) -> None:
+    opened = open_volume(ome_04(tmp_path / "a", VOXELS, pyramid([8.0, 4.0, 3.24], unit, version="0.4")))
+    assert opened.format == "OME-Zarr 0.4 (zarr v2)"
+    assert opened.voxel_size_nm is None
+    assert opened.notes == (f"a voxel of 8 x 4 x 3.24 (z, y, x) {says}",)
+    assert open_volume(ome_04(tmp_path / "b", VOXELS, pyramid([1.0, 1.0, 1.0], unit))).notes == ()
+    assert open_volume(ome_04(tmp_path / "c", VOXELS, pyramid([8.0, 4.0, 3.24]))).notes == ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def test_folder_streaming_and_builder_give_the_same_rows(dataset: Path, raw: Pat
 
 
 @pytest.mark.slow
-def test_a_second_build_with_two_workers_has_the_same_bytes(dataset: Path, raw: Path, tmp_path: Path) -> None:
+def test_a_second_build_by_two_workers_from_a_copy_has_the_same_bytes(dataset: Path, raw: Path, tmp_path: Path) -> None:
     again = tmp_path / "em-organelle-wild"
-    build(jobs(raw), again, SplitPolicy(), workers=2)
+    build(jobs(Path(shutil.copytree(raw, tmp_path / "elsewhere"))), again, SplitPolicy(), workers=2)
     assert digests(again) == digests(dataset)

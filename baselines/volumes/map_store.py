@@ -38,6 +38,7 @@ import numpy.typing as npt
 from em_bench_eval.alone import alone
 from em_bench_eval.errors import InputError, unknown_name
 from em_bench_eval.schema import VoxelSize
+from em_bench_eval.volume_files import folder_store
 from em_bench_eval.whole_file import write_whole
 from lpa.ome_zarr import array_metadata, full_disk_is_os_error
 from lpa.plan import Journal
@@ -126,7 +127,7 @@ class MapStore:
         """The tensorstore array ``(channel, z, y, x)``."""
         import tensorstore as ts
 
-        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(self.folder / ARRAY)}}
+        spec = {"driver": "zarr3", "kvstore": folder_store(self.folder / ARRAY)}
         return ts.open(spec).result()
 
     @cached_property
@@ -259,7 +260,7 @@ def _create_array(store: MapStore, about: Mapping[str, Any]) -> None:
     attributes = {key: value for key, value in about.items() if key != "settings"}
     metadata |= {"dimension_names": ["channel", "z", "y", "x"], "attributes": attributes}
     path = store.folder / ARRAY
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata}
+    spec = {"driver": "zarr3", "kvstore": folder_store(path), "metadata": metadata}
     with full_disk_is_os_error():
         ts.open(
             spec, create=True, delete_existing=path.exists()

@@ -126,7 +126,7 @@ def _provenance(
     finest = plan.image_pyramid.levels[0].placement.scale_nm
     states = tuple(abs(nm) for nm in finest)
     told = {
-        "raw": store.location(plan.image.key),
+        "raw": store.published(plan.image.key),
         "raw_grid": str(plan.image.grid),
         "grid": f"{plan.grid}; of the {'labels, image interpolated' if options.grid == 'labels' else 'image'}",
         "extent_nm": ",".join(f"{low:g}:{high:g}" for low, high in plan.grid.extent_nm),
@@ -149,7 +149,7 @@ def _provenance(
         told["voxel_size_differs"] = f"states {states}, the manifests {known.voxel_nm} nm"
     for part, stored in zip(plan.parts, plan.labels_stored, strict=True):
         told[f"labels:{part.array}"] = (
-            f"{store.location(part.layer.key)}; {part.layer.grid}; {_resampling(part.layer, plan)}; chunks not "
+            f"{store.published(part.layer.key)}; {part.layer.grid}; {_resampling(part.layer, plan)}; chunks not "
             + (f"stored (background): {_chunks(stored.missing, stored.chunks, stored.checked)}")
         )
     return told

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dataset_builder.harmonise import Window
+from dataset_builder.harmonise import Window, contrast_of
 from dataset_builder.openorganelle.grids import Axis, Box, Grid
 from dataset_builder.openorganelle.layers import Layer, Lazy3D
 from em_bench_eval.errors import InputError
 
 MEASURED_VOXELS = 2**24  # at most, to find a window where none is declared
-OUTSIDE_PERCENT = 0.1  # of those voxels that each end of a measured window cuts off
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,8 @@ def gray_of(layer: Layer, coarse: Layer, declared: tuple[float, float] | None, i
     """Choose the mapping to 8 bits: none for 8-bit images, else the declared window or one measured on ``coarse``.
 
     ``coarse`` is a level of the same image with at most ``MEASURED_VOXELS`` voxels where the pyramid has one; of a
-    larger one the centre is measured. Voxels with the value 0 are padding and do not count.
+    larger one the centre is measured. Padding does not count (``harmonise.contrast_of``), nor does any voxel with the
+    value 0, which is what chunks that are not stored read as.
     """
     if layer.dtype == np.uint8:
         return Gray(Window(0.0, 255.0, "uint8"), inverted)
@@ -49,11 +49,8 @@ def _measure(layer: Layer) -> tuple[float, float]:
         slice((size - edge) // 2, (size + edge) // 2) for size, edge in zip(layer.grid.shape, edges, strict=True)
     )
     values, _ = layer.read((z, y, x))
-    values = values[values != 0]
-    if values.size == 0:
-        return 0.0, 1.0
-    low, high = np.percentile(values, (OUTSIDE_PERCENT, 100 - OUTSIDE_PERCENT))
-    return float(low), float(max(high, low + 1))
+    low, high = contrast_of(values[values != 0]) or (0.0, 1.0)
+    return low, max(high, low + 1)
 
 
 class EmImage(Lazy3D):

@@ -8,7 +8,6 @@ being read (truncated, refused, unreachable) is an ``InputError`` that names it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dataset_builder.chunk_files import ChunkFiles
 from dataset_builder.openorganelle.grids import Box
 from dataset_builder.openorganelle.layout import Level
 from dataset_builder.openorganelle.store import Store
@@ -69,7 +69,8 @@ class Layer:
         self.key = level.key
         self.grid = level.placement.grid(opened.shape)
         self.dtype = opened.dtype
-        self.chunk_shape = opened.chunk_shape
+        self._files = ChunkFiles.of(opened.array)
+        self.chunk_shape = self._files.chunk_shape
         self._store = store
         self._spec: dict[str, Any] = opened.array.store.spec().to_json()
         self._array = _strict(self._spec)
@@ -88,7 +89,7 @@ class Layer:
         return values[turned], None if absent is None else absent[turned]
 
     def _read_stored(self, box: Box) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
-        numbers = _chunk_numbers(box, self.chunk_shape) if self.missing else []
+        numbers = self._files.numbers(box) if self.missing else []
         if self.missing.isdisjoint(numbers):
             pending = self._array[box].read()
             try:
@@ -101,7 +102,7 @@ class Layer:
         values = np.full([part.stop - part.start for part in box], fill, self.dtype)
         absent = np.zeros(values.shape, bool)
         parts = []
-        for number in numbers or _chunk_numbers(box, self.chunk_shape):
+        for number in numbers or self._files.numbers(box):
             sides = zip(number, self.chunk_shape, box, strict=True)
             part = tuple(slice(max(n * edge, b.start), min((n + 1) * edge, b.stop)) for n, edge, b in sides)
             here = tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(part, box, strict=True))
@@ -121,12 +122,12 @@ class Layer:
     def check(self, box: Box, most: int) -> Stored:
         """Ask for every chunk of a box (for a sample, if there are more than ``most``) and remember what is missing."""
         stored = tuple(axis.stored(part) for axis, part in zip(self.grid.axes, box, strict=True))
-        numbers = _chunk_numbers((stored[0], stored[1], stored[2]), self.chunk_shape)
+        numbers = self._files.numbers((stored[0], stored[1], stored[2]))
         decoded = len(numbers) * int(np.prod(self.chunk_shape)) * self.dtype.itemsize
         checked = len(numbers) <= most
         asked = numbers if checked else numbers[:: -(-len(numbers) // most)]
-        whole = math.prod(-(-size // edge) for size, edge in zip(self.grid.shape, self.chunk_shape, strict=True))
-        sizes = self._store.sizes(self.key, [_chunk_key(self._spec, number) for number in asked], whole)
+        whole = math.prod(self._files.grid)
+        sizes = self._store.sizes(self.key, [self._files.key(number) for number in asked], whole)
         missing = frozenset(number for number, size in zip(asked, sizes, strict=True) if size is None)
         if checked:
             self.missing, self.checked = missing, True
@@ -167,16 +168,3 @@ def _strict(spec: dict[str, Any]) -> Any:
 
 def _is_missing(error: ValueError) -> bool:
     return str(error).startswith("NOT_FOUND") and "is missing" in str(error)
-
-
-def _chunk_numbers(box: Box, chunk: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Numbers of the chunks that a box of the stored array touches, in order."""
-    z, y, x = (range(part.start // edge, -(-part.stop // edge)) for part, edge in zip(box, chunk, strict=True))
-    return [(i, j, k) for i in z for j in y for k in x]
-
-
-def _chunk_key(spec: dict[str, Any], number: tuple[int, int, int]) -> str:
-    """Name of a chunk below its array. N5 lists the fastest axis first."""
-    if spec["driver"] == "n5":
-        return "/".join(map(str, number[::-1]))
-    return str(spec["metadata"].get("dimension_separator", ".")).join(map(str, number))

@@ -8,24 +8,25 @@ from dataclasses import dataclass
 
 from dataset_builder.openorganelle.classes import LYSO_RULES, NE_RULES, Rules
 from dataset_builder.openorganelle.grids import Extent, parse_extent
+from dataset_builder.source import Option
 from em_bench_eval.errors import InputError, unknown_name
 
 BUCKET = "s3://janelia-cosem-datasets"
-DEFAULTS: Mapping[str, str] = {
-    "datasets": "all",  # names, or all that the root lists
-    "labels": "groundtruth",  # or segmentation: whole volumes, made by models
-    "crops": "all",  # ground truth: names
-    "region_nm": "",  # z0:z1,y0:y1,x0:x1 in the data set's coordinates
-    "context_nm": "0",  # image around a crop, ignored by losses and metrics
-    "voxel_nm": "native",  # the level of the image pyramid nearest to this; finer levels are not read
-    "grid": "em",  # or labels: the crop's own, finer grid, the image interpolated
-    "ne": NE_RULES[0],
-    "lyso": LYSO_RULES[0],
-    "em": "",  # name of the image array, where the choice made is wrong
-    "window": "",  # low:high of a 16-bit image
-    "invert": "declared",  # or yes, no
-    "max_gb": "50",  # stored bytes that a build may read
-    "root": "",  # where the data sets are; empty: the copy below --raw, else the public bucket
+SETTINGS: Mapping[str, Option] = {
+    "datasets": Option("all", "names with commas between, or all that the root lists"),
+    "labels": Option("groundtruth", "groundtruth: crops drawn by hand; or segmentation: whole volumes, made by models"),
+    "crops": Option("all", "ground truth: names with commas between, or all"),
+    "region_nm": Option("", "z0:z1,y0:y1,x0:x1 in nm, in the data set's coordinates; nothing is read outside of it"),
+    "context_nm": Option("0", "nm of image around a crop, ignored by losses and metrics"),
+    "voxel_nm": Option("native", "nm: the image level nearest to this; finer ones are not read; or native, the finest"),
+    "grid": Option("em", "em: labels on the image's voxels; or labels: the crop's own, finer grid, image interpolated"),
+    "ne": Option(NE_RULES[0], f"what the nuclear envelope counts as: {' or '.join(NE_RULES)}"),
+    "lyso": Option(LYSO_RULES[0], "lysosomes: separate, an extra beside the five; or endo, counted as endosomes"),
+    "em": Option("", "name of the image array, where the one that is chosen is wrong"),
+    "window": Option("", "low:high, intensities of a 16-bit image that become 0 and 255, as 24444:34078"),
+    "invert": Option("declared", "yes or no: turn the image's gray values round; declared: as known of the data set"),
+    "max_gb": Option("50", "GB of stored chunks that a build may read; more is refused before anything is read"),
+    "root": Option("", "folder or URL that holds the data sets; none: the copy below --raw, else the public bucket"),
 }
 
 

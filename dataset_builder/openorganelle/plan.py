@@ -157,7 +157,7 @@ def _parts_of_crop(
     extras = [
         name for name in classes.EXTRAS if name in crop.annotated and name not in {part.structure for part in parts}
     ]
-    places = {f"extra:{name}": store.location(f"{crop.key}/{name}") for name in extras}
+    places = {f"extra:{name}": store.published(f"{crop.key}/{name}") for name in extras}
     opened = {name: read_pyramid(store, f"{crop.key}/{name}", found.layout.n5) for name in extras}
     others = [
         Part(Layer(store, pyramid.levels[0]), name, None, _encoding(pyramid))

@@ -45,6 +45,10 @@ class Store:
         """Return what ``open_volume`` opens for a key below the root."""
         return f"{self.root}/{key}".rstrip("/")
 
+    def published(self, key: str) -> str:
+        """Name a key in what is published: a server's address, or the key below the root, wherever a copy lies."""
+        return self.location(key) if self.remote else key.rstrip("/")
+
     def folders(self, key: str) -> list[str] | None:
         """List the folders directly below ``key``, sorted; ``None`` where the server does not list."""
         if not self.remote:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dataset_builder.lazy import EveryId, check_grid, instance_ids
-from dataset_builder.source import Download, Source
+from dataset_builder.source import Download, Option, Source
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import Organelle, SourceInfo, Volume, VoxelSize
 from em_bench_eval.volume_io import open_volume
@@ -16,7 +16,7 @@ from em_bench_eval.volume_io import open_volume
 INFO = SourceInfo(
     name="cem_mitolab",
     title="CEM-MitoLab",
-    citation="""@article{conrad2023mitolab,
+    citation="""@article{conrad2023,
   author = {Conrad, Ryan and Narayan, Kedar},
   title = {Instance segmentation of mitochondria in electron microscopy images with a generalist deep learning model
     trained on a diverse dataset},
@@ -118,7 +118,10 @@ SOURCE = Source(
     volumes=volumes,
     folders=("cem_mitolab",),
     layout=LAYOUT,
-    options={"pixel_nm": "", "leave_out": ",".join(LEAVE_OUT)},
+    settings={
+        "pixel_nm": Option("", "needed: a CSV file with the columns folder and pixel_nm; other folders are left out"),
+        "leave_out": Option(",".join(LEAVE_OUT), "words with commas between: folders named so are left out"),
+    },
     downloads=(
         Download(
             urls=("https://ftp.ebi.ac.uk/empiar/world_availability/11037/data/cem_mitolab.zip",),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dataset_builder.lazy import check_grid, equals, named_extras, values_to_semantic
+from dataset_builder.siblings import with_siblings
 from dataset_builder.source import Download, Source
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import Fold, Organelle, SourceInfo, Volume, VoxelSize
@@ -42,9 +43,13 @@ EXTRAS = {"cell": 1, "alpha_granule": 3, "canalicular_system": 4, "dense_granule
 PARTS: Mapping[str, Fold] = {"train": "train", "eval": "validation", "test": "test"}
 
 
-def volumes(raw: Path | None, options: Mapping[str, str]) -> Iterator[Volume]:
-    """Yield the training, evaluation and test volumes."""
+def volumes(raw: Path | None, options: Mapping[str, str]) -> list[Volume]:
+    """Return the training, evaluation and test volumes."""
     assert raw is not None, "Source.find returns the folder"
+    return with_siblings(_volumes(raw))
+
+
+def _volumes(raw: Path) -> Iterator[Volume]:
     folder = raw / "platelet_data" if (raw / "platelet_data").is_dir() else raw
     for part, fold in PARTS.items():
         paths = [folder / f"{part}-{kind}.tif" for kind in ("images", "labels")]

@@ -24,7 +24,7 @@ INFO = SourceInfo(
   journal = {Cell}, volume = {162}, number = {3}, pages = {648--661}, year = {2015},
   doi = {10.1016/j.cell.2015.06.054}
 }
-@article{casser2018kasthuri,
+@article{casser2018,
   author = {Casser, Vincent and Kang, Kai and Pfister, Hanspeter and Haehn, Daniel},
   title = {Fast Mitochondria Segmentation for Connectomics}, journal = {arXiv:1812.06024}, year = {2018}
 }""",

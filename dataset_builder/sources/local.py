@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from dataset_builder.harmonise import Window
+from dataset_builder.chunk_files import ignore_not_stored
+from dataset_builder.harmonise import Window, contrast_of
 from dataset_builder.label_values import BACKGROUND, IGNORE, Lookup, ValueMap, from_table
 from dataset_builder.lazy import Elementwise
-from dataset_builder.source import Source
+from dataset_builder.not_finite import ignore_not_finite
+from dataset_builder.source import Option, Source
 from dataset_builder.spec import Intensity, Spec, VolumeSpec, load_spec
 from dataset_builder.spec_files import FileRef
-from dataset_builder.spec_frames import Opening, check_frames, places_of
+from dataset_builder.spec_frames import Opening, check_frames, check_position, places_of
 from dataset_builder.views import classes, gray, ids_of, ignored, named
 from dataset_builder.yaml_check import At
 from em_bench_eval.errors import InputError
 from em_bench_eval.opened import Opened
 from em_bench_eval.schema import Array3D, Organelle, SourceInfo, Volume, VoxelSize
+from em_bench_eval.volume_files import plain_path
 from em_bench_eval.volume_io import open_volume
 
 INFO = SourceInfo(
@@ -36,6 +40,7 @@ INFO = SourceInfo(
     annotated={},
     notes="em-bench inspect PATH --draft spec.yaml drafts a spec; em-bench build --spec spec.yaml builds it.",
 )
+SPEC_ABOUT = "the YAML file that declares the volumes; --spec FILE is short for it"
 TOLERANCE = 0.01  # by which the voxel size of the spec may differ from the file's
 DEFAULT_PERCENTILES = (0.1, 99.9)
 SAMPLED_PLANES, SAMPLED_PIXELS = 16, 2**20  # evenly spaced planes, and pixels of each, from which percentiles are taken
@@ -62,8 +67,11 @@ def source_of(path: Path) -> Source:
     return Source(
         info=spec.info,
         volumes=volumes,
-        # an edited spec is another job: an interrupted build is not continued with it
-        options={"spec": str(path.absolute()), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
+        settings={
+            "spec": Option(str(path.absolute()), SPEC_ABOUT),
+            # an edited spec is another job: an interrupted build is not continued with it
+            "sha256": Option(hashlib.sha256(path.read_bytes()).hexdigest(), "digest of the spec"),
+        },
         extras=dict.fromkeys(sorted(others), f"declared in {path.name}"),
     )
 
@@ -94,6 +102,8 @@ def _open_files(spec: Spec) -> dict[str, Opened]:
                     expected=f"{image.shape}, as the image has",
                     hint=_box_hint(image, part),
                 )
+            elif image is not None and part is not None and not volume.header_ignored:
+                check_position(spec.checker, reference.at, image, part, volume.voxel_size)
         if image is not None:
             _check_image(spec, volume, image)
             _voxel_size(spec, volume, [part for _, part in parts if part is not None])
@@ -161,6 +171,8 @@ def _voxel_size(spec: Spec, volume: VolumeSpec, files: list[Opened]) -> VoxelSiz
     """Return the voxel size of a volume; notes a fault where none is stated, or one that contradicts a file."""
     stated = volume.voxel_size
     at = volume.voxel_size_at or volume.image.at
+    if volume.header_ignored:
+        return stated
     for opened in files:
         size = opened.voxel_size_nm
         if size is None:
@@ -172,7 +184,8 @@ def _voxel_size(spec: Spec, volume: VolumeSpec, files: list[Opened]) -> VoxelSiz
                 at,
                 found=f"{_nm(stated)} nm (z, y, x), where {opened.location} says {_nm(size)}",
                 expected=f"the same within {TOLERANCE:.0%}",
-                hint="correct whichever is wrong; a wrong header is corrected with the program that wrote the file",
+                hint="correct what is wrong here, or the header with the program that wrote the file; "
+                "header_voxel_size: ignore beside voxel_size_nm overrides a wrong header",
             )
     if stated is None:
         notes = "; ".join(note for opened in files for note in opened.notes if "stated" in note)
@@ -225,9 +238,10 @@ def _volume(spec: Spec, volume: VolumeSpec, files: Mapping[str, Opened]) -> Volu
         ignore=ignore,
         domain=volume.domain,
         published_fold=volume.fold,
-        provenance={**_origin(spec, volume), **record},
+        provenance={**_origin(spec, volume, files), **record},
         extras=_extras(volume, labels, {extra.name: part(extra.file) for extra in volume.extras}),
     )
+    common = ignore_not_stored(ignore_not_finite(common, image), image)
     if not any(label.instances for label in volume.labels):
         return common
     ids, organelle_of = _instances(volume, labels)
@@ -298,29 +312,32 @@ def _gray(image: Opened, intensity: Intensity) -> tuple[Array3D, dict[str, str]]
 
 
 def _percentile_window(image: Opened, percentiles: tuple[float, float]) -> Window:
-    """Choose the window from pixels of evenly spaced planes; the same in every run."""
+    """Choose the window from pixels of evenly spaced planes, without padding; the same in every run."""
     depth, height, width = image.shape
     step = max(1, math.isqrt(height * width // SAMPLED_PIXELS))
     planes = sorted({round(z) for z in np.linspace(0, depth - 1, SAMPLED_PLANES).tolist()})
-    sample = np.concatenate([image[z, ::step, ::step].ravel() for z in planes]).astype(np.float64)
-    sample = sample[np.isfinite(sample)]
-    low, high = np.percentile(sample, percentiles).tolist() if len(sample) else (0.0, 0.0)
-    if not low < high:
+    ends = contrast_of(np.concatenate([image[z, ::step, ::step].ravel() for z in planes]), percentiles)
+    if ends is None or not ends[0] < ends[1]:
+        between = f"{percentiles[0]:g} and {percentiles[1]:g} of {len(planes)} planes"
         raise InputError(
             f"{image.location}: the image is empty",
-            found=f"{low:g} at the percentiles {percentiles[0]:g} and {percentiles[1]:g} of {len(planes)} planes",
+            found=f"no finite intensity in {len(planes)} planes"
+            if ends is None
+            else f"{ends[0]:g} at the percentiles {between}",
             expected="an image with contrast",
             remedy="check the path, or give the intensities yourself: intensity: {window: [low, high]}",
         )
-    return Window(low, high, image.dtype.name)
+    return Window(*ends, image.dtype.name)
 
 
-def _origin(spec: Spec, volume: VolumeSpec) -> dict[str, str]:
+def _origin(spec: Spec, volume: VolumeSpec, files: Mapping[str, Opened]) -> dict[str, str]:
     """Say which files a volume is made of, without the folders above the spec, which are nobody's business."""
     labels = [_short(spec, label.file) for label in volume.labels]
     record = {"raw": _short(spec, volume.image), "labels": ", ".join(labels)}
     if volume.ignore is not None:
         record["ignore"] = _short(spec, volume.ignore.file)
+    if volume.header_ignored:
+        record["header_voxel_size"] = f"ignored: {_headers(spec, volume, files)}"
     for label, name in zip(volume.labels, labels, strict=True):
         for other in label.values.others:
             record[f"extra:{other}"] = f"{name}: {label.values}"
@@ -330,11 +347,20 @@ def _origin(spec: Spec, volume: VolumeSpec) -> dict[str, str]:
     return record
 
 
+def _headers(spec: Spec, volume: VolumeSpec, files: Mapping[str, Opened]) -> str:
+    """Say what the headers of a volume's files state of the voxel size."""
+    stated = {_short(spec, one): files[one.location].voxel_size_nm for one in _references(volume)}
+    said = [f"{name} states {_nm(size)} nm (z, y, x)" for name, size in stated.items() if size is not None]
+    return "; ".join(said) or "no file states one"
+
+
 def _short(spec: Spec, reference: FileRef) -> str:
-    home = str(spec.path.absolute().parent) + "/"
-    name = reference.location.removeprefix(home) if "://" in reference.location else Path(reference.location).name
-    if reference.location.startswith(home):
-        name = reference.location.removeprefix(home)
+    home, stated = plain_path(spec.path.parent) + "/", str(getattr(reference.at.node, "value", ""))
+    name = reference.location
+    if name.startswith(home):
+        name = name.removeprefix(home)
+    elif "://" not in name:  # as the spec says it from where it lies; elsewhere the name of the file
+        name = os.path.normpath(stated) if stated.startswith("../") else Path(name).name
     return name if reference.box is None else f"{name}[{', '.join(f'{a}:{b}' for a, b in reference.box)}]"
 
 
@@ -349,4 +375,4 @@ def declare(options: Mapping[str, str]) -> Source:
     return source_of(Path(options["spec"]))
 
 
-SOURCE = Source(info=INFO, volumes=volumes, options={"spec": ""}, declare=declare)
+SOURCE = Source(info=INFO, volumes=volumes, settings={"spec": Option("", SPEC_ABOUT)}, declare=declare)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset_builder.lazy import EveryId, check_grid
+from dataset_builder.siblings import with_siblings
 from dataset_builder.source import Download, Source
 from dataset_builder.stack import ImageStack, complete_stack, gray_image, list_slices
 from em_bench_eval.errors import InputError
@@ -32,8 +33,8 @@ INFO = SourceInfo(
     annotated={Organelle.MITO: "refined"},
     voxel_size=VOXEL_SIZE,
     notes="Labels are published for slices 0 to 399 (training) and 400 to 499 (validation) of 1,000; the rest has none "
-    "and is not read. The published validation slices follow the training slices without a gap: both parts are cut at "
-    "one position of the stack, which is theirs less the gap where all slices are there.",
+    "and is not read. The published validation slices follow the training slices without a gap, so the last training "
+    "slices before them are dropped. Nothing is published for test: these are no test rows.",
 )
 LAYOUT = """  mitoem/
     rat/im/imNNNN.png               8-bit gray, 4096x4096, slices 0000 to 0999; human/ likewise
@@ -43,9 +44,13 @@ SAMPLES = {"rat": "rat cortex", "human": "human cortex"}
 FOLDERS: Mapping[str, Fold] = {"mito-train-v2": "train", "mito-val-v2": "validation"}
 
 
-def volumes(raw: Path | None, options: Mapping[str, str]) -> Iterator[Volume]:
-    """Yield the labelled parts of each sample that is there."""
+def volumes(raw: Path | None, options: Mapping[str, str]) -> list[Volume]:
+    """Return the labelled parts of each sample that is there."""
     assert raw is not None, "Source.find returns the folder"
+    return with_siblings(_volumes(raw))
+
+
+def _volumes(raw: Path) -> Iterator[Volume]:
     samples = [sample for sample in SAMPLES if (raw / sample).is_dir()]
     if not samples:
         raise InputError(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dataset_builder.lazy import EveryId, check_grid, instance_ids
+from dataset_builder.siblings import with_siblings
 from dataset_builder.source import Source
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import Fold, Frame, Organelle, SourceInfo, Span, Volume, VoxelSize
@@ -30,7 +31,8 @@ INFO = SourceInfo(
     notes="The mouse volume of NucMM is X-ray micro-CT, no EM, and is not read. A voxel is about 500 nm: this is "
     "nuclei at the scale of tissue, 60 times coarser than the 8 nm of Scale Alignment. The voxel "
     "size is the publication's. The names of blocks, which touch, say where in the brain they lie (the order z, y, x "
-    "follows from their ranges): all are cut at one z position. The folder on Google Drive needs a browser.",
+    "follows from their ranges): training slices beside a published validation block are dropped. Nothing is published "
+    "for test: these are no test rows. The folder on Google Drive needs a browser.",
 )
 LAYOUT = """  nucmm/ (or NucMM-Release/)
     Zebrafish (NucMM-Z)/Image/train/*.h5    data set main, gray, named img_Z_Y_X.h5 (voxels); Image/val likewise
@@ -39,9 +41,13 @@ FOLDS: Mapping[str, Fold] = {"train": "train", "val": "validation"}
 PLACE = re.compile(r"_(\d+)_(\d+)_(\d+)$")  # of a block's first voxel in the whole brain, z, y, x
 
 
-def volumes(raw: Path | None, options: Mapping[str, str]) -> Iterator[Volume]:
-    """Yield every labelled block."""
+def volumes(raw: Path | None, options: Mapping[str, str]) -> list[Volume]:
+    """Return every labelled block."""
     assert raw is not None, "Source.find returns the folder"
+    return with_siblings(_volumes(raw))
+
+
+def _volumes(raw: Path) -> Iterator[Volume]:
     blocks = list(_blocks(raw / "Zebrafish (NucMM-Z)"))
     images = {path: open_volume(f"{path}:/main") for _, path, _ in blocks}
     origins = {path: place for path in images if (place := _origin_nm(path))}

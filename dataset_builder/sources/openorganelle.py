@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dataset_builder.openorganelle.classes import EXTRAS
 from dataset_builder.openorganelle.datasets import DATASETS, PROBED
-from dataset_builder.openorganelle.options import BUCKET, DEFAULTS, Options
+from dataset_builder.openorganelle.options import BUCKET, SETTINGS, Options
 from dataset_builder.source import Source
 from em_bench_eval.errors import InputError, unknown_name
 from em_bench_eval.schema import Organelle, SourceInfo, Volume
@@ -150,7 +150,7 @@ SOURCE = Source(
     volumes=volumes,
     folders=("janelia-cosem-datasets", "openorganelle"),
     layout=LAYOUT,
-    options=DEFAULTS,
+    settings=SETTINGS,
     extras=EXTRAS,
     remote=True,
 )

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset_builder.lazy import check_grid
-from dataset_builder.source import Download, Source
+from dataset_builder.source import Download, Option, Source
 from dataset_builder.stack import ImageStack, gray_image, list_slices, read_gray_in_colour
 from em_bench_eval.errors import InputError
 from em_bench_eval.schema import AnnotationType, Fold, Organelle, SourceInfo, Volume, VoxelSize
@@ -138,7 +138,13 @@ SOURCE = Source(
     volumes=volumes,
     folders=("perez", "supplemental_data"),
     layout=LAYOUT,
-    options={**{f"{name}_nm": "" for name in CLASSES}, "slice_nm": "30"},
+    settings={
+        **{
+            f"{name}_nm": Option("", f"pixel size of the {name} images, nm; none: they are left out")
+            for name in CLASSES
+        },
+        "slice_nm": Option("30", "thickness of the slices, nm"),
+    },
     extras={"lysosomes": "mask, on images of their own", "nucleoli": "mask, on images of their own"},
     downloads=(
         Download(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from dataset_builder.source import Source
+from dataset_builder.source import Option, Source
 from em_bench_eval.errors import InputError, unknown_name
 from em_bench_eval.schema import Organelle, SourceInfo, Volume, VoxelSize
 
@@ -121,5 +121,9 @@ def _generate(names: tuple[str, ...], shape: tuple[int, int, int], seed: int) ->
 SOURCE = Source(
     info=INFO,
     volumes=volumes,
-    options={"seed": "0", "shape": "64,256,256", "setups": ",".join(SETUP_NAMES)},
+    settings={
+        "seed": Option("0", "whole number: another one gives other cells"),
+        "shape": Option("64,256,256", f"voxels z,y,x of every volume, at least {','.join(map(str, SMALLEST))}"),
+        "setups": Option(",".join(SETUP_NAMES), "microscopes, with commas between: one volume of each"),
+    },
 )

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 import lpa
 from dataset_builder.lazy import Constant, check_grid, instance_ids, named_extras
-from dataset_builder.source import Download, Source
+from dataset_builder.source import Download, Option, Source
 from em_bench_eval.errors import InputError, unknown_name
 from em_bench_eval.schema import AnnotationType, Array3D, Organelle, SourceInfo, Volume, VoxelSize
 from em_bench_eval.volume_io import open_volume
@@ -162,7 +162,10 @@ SOURCE = Source(
     volumes=volumes,
     folders=("urocell", "urocell_labels", "UroCell", "UroCell-master"),
     layout=LAYOUT,
-    options={"golgi": "precise", "lyso": "extra"},
+    settings={
+        "golgi": Option("precise", "which Golgi labels: precise, or approximate, coarse outlines"),
+        "lyso": Option("extra", "endolysosomes: extra, beside the five organelles, or endo, counted as endosomes"),
+    },
     extras=EXTRAS,
     downloads=(
         Download(

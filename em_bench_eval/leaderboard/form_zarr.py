@@ -23,6 +23,7 @@ from em_bench_eval.leaderboard.objects_table import note_unknown_items, read_obj
 from em_bench_eval.leaderboard.safe_read import read_text, whole_number
 from em_bench_eval.leaderboard.verdict import Faults, printable
 from em_bench_eval.schema import parse_record_id
+from em_bench_eval.volume_files import folder_store
 
 FOLDER = "volumes"
 MAX_METADATA_BYTES = 2 * 2**20
@@ -104,8 +105,7 @@ class ZarrForm:
 
         if volume_id not in self._open:
             array = self._arrays[volume_id]
-            path = str((self._folder / array.path).absolute()) + "/"
-            spec = {"driver": array.driver, "kvstore": {"driver": "file", "path": path}}
+            spec = {"driver": array.driver, "kvstore": folder_store(self._folder / array.path)}
             context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
             self._open = {volume_id: ts.open(spec, read=True, context=context).result()}  # one at a time
         return self._open[volume_id]
