@@ -164,10 +164,10 @@ def cem_mitolab(raw: Path) -> Path:
 
 def nucmm(raw: Path) -> Path:
     folder = raw / "nucmm"
-    for seed, part in enumerate(("train", "val")):
+    for seed, (part, place) in enumerate((("train", "0000_0576_0768"), ("val", "0000_0640_0832"))):
         ids = instances(seed).astype(np.uint16)
-        for kind, array in (("Image", fake.em_like(ids > 0, seed)), ("Label", ids)):
-            path = folder / "Zebrafish (NucMM-Z)" / kind / part / f"{kind.lower()}_0000_0576_0768.h5"
+        for kind, start, array in (("Image", "img", fake.em_like(ids > 0, seed)), ("Label", "seg", ids)):
+            path = folder / "Zebrafish (NucMM-Z)" / kind / part / f"{start}_{place}.h5"
             path.parent.mkdir(parents=True)
             with h5py.File(path, "w") as file:
                 file.create_dataset("main", data=array)

@@ -86,8 +86,8 @@ EXPECTED: dict[str, dict[str, tuple[set[Organelle], tuple[float, float, float], 
         "mitonet_benchmark-salivary_gland": ({MITO}, (15, 15, 15), "mitonet-salivary_gland", "test"),
     },
     "nucmm": {
-        "nucmm-train-image_0000_0576_0768": ({NUCLEUS}, (480, 510, 510), "nucmm-zebrafish-brain", "train"),
-        "nucmm-val-image_0000_0576_0768": ({NUCLEUS}, (480, 510, 510), "nucmm-zebrafish-brain", "validation"),
+        "nucmm-train-img_0000_0576_0768": ({NUCLEUS}, (480, 510, 510), "nucmm-zebrafish-brain", "train"),
+        "nucmm-val-img_0000_0640_0832": ({NUCLEUS}, (480, 510, 510), "nucmm-zebrafish-brain", "validation"),
     },
     "perez": {
         f"perez-{name}-{fold}-{number:03d}": (organelles, (30, nm, nm), "perez-mouse-scn", fold)
@@ -281,7 +281,7 @@ def test_guay_is_divided_as_published(tmp_path: Path) -> None:
 def test_nucmm_blocks_are_where_their_names_say(tmp_path: Path) -> None:
     replicas.nucmm(tmp_path)
     for path in (tmp_path / "nucmm").rglob("val/*.h5"):
-        path.rename(path.with_name(path.name.replace("0000_0576_0768", "0064_0512_0832")))
+        path.rename(path.with_name(path.name.replace("0000_0640_0832", "0064_0512_0832")))
     train, val = volumes_of("nucmm", tmp_path)
     assert (train.origin_nm, val.origin_nm) == ((0, 576 * 510, 768 * 510), (64 * 480, 512 * 510, 832 * 510))
     assert train.frame is not None
