@@ -233,8 +233,8 @@ def read_page(page: Any, y: slice, x: slice, path: Path) -> npt.NDArray[Any]:
     top, left = rows.start * high, columns.start * wide
     out = np.zeros((len(rows) * high, len(columns) * wide), np.dtype(keyframe.dtype).newbyteorder("="))
     try:
-        for data, index in handle.read_segments(offsets, counts, indices=indices, lock=handle.lock, flat=True):
-            pixels, place, shape = keyframe.decode(data, index, **arguments)
+        for data, number in handle.read_segments(offsets, counts, lock=handle.lock, flat=True):
+            pixels, place, shape = keyframe.decode(data, indices[number], **arguments)
             at_y, at_x = place[2] - top, place[3] - left
             out[at_y : at_y + shape[1], at_x : at_x + shape[2]] = pixels[0, : shape[1], : shape[2], 0]
     except Exception as error:  # every codec has its own

@@ -9,6 +9,7 @@ import pickle
 import re
 import shutil
 import struct
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -559,10 +560,8 @@ def cut(path: Path, share: float = 0.6) -> Path:
 @pytest.mark.parametrize("name", [name for name in WRITERS if not name.startswith("folder")])
 def test_a_truncated_file_is_never_read(name: str, share: float, tmp_path: Path) -> None:
     path = cut(WRITERS[name][0](tmp_path / "v"), share)
-    if (name, share) == (
-        "one page after the other",
-        0.99,
-    ):  # its voxels are complete, and the first page lists them all
+    # its voxels are complete, and the first page lists them all; the tifffile of Python 3.10 refuses the lost rest
+    if (name, share) == ("one page after the other", 0.99) and sys.version_info >= (3, 11):
         np.testing.assert_array_equal(open_volume(path)[:], VOXELS)
         return
     assert path.name in message(path)
