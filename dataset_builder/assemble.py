@@ -54,8 +54,7 @@ def site(result: Any) -> Site | None:
     if "frame" not in result["split"]:
         return None
     frame, listing = result["split"]["frame"], result["listing"]
-    z, y, x = (voxels * nm for voxels, nm in zip(listing["shape"], listing["voxel_size_nm"], strict=True))
-    return Site(frame["name"], tuple(frame["origin_nm"]), (z, y, x))
+    return Site.of(frame["name"], frame["origin_nm"], listing["shape"], listing["voxel_size_nm"])
 
 
 def _same(text: Any) -> Any:

@@ -50,6 +50,13 @@ class Site:
     origin_nm: Vector  # lower corner
     size_nm: Vector
 
+    @classmethod
+    def of(cls, frame: str, origin_nm: Sequence[float], shape: Sequence[int], voxel_size_nm: Iterable[float]) -> Site:
+        """Return the place of a volume of ``shape`` voxels; all ``(z, y, x)``."""
+        z_nm, y_nm, x_nm = origin_nm
+        z, y, x = (int(edge) * nm for edge, nm in zip(shape, voxel_size_nm, strict=True))
+        return cls(frame, (z_nm, y_nm, x_nm), (z, y, x))
+
 
 class Stretch(NamedTuple):
     """Slices ``start`` to ``stop`` (exclusive) along z of a volume that images of one fold cover."""

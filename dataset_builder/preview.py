@@ -92,8 +92,7 @@ def _placed(volume: Volume, policy: SplitPolicy) -> list[Placed]:
 def _site(volume: Volume) -> dict[str, Site]:
     if volume.frame is None or volume.origin_nm is None:
         return {}
-    z, y, x = (int(edge) * nm for edge, nm in zip(volume.image.shape, volume.voxel_size, strict=True))
-    return {volume.volume_id: Site(volume.frame.name, volume.origin_nm, (z, y, x))}
+    return {volume.volume_id: Site.of(volume.frame.name, volume.origin_nm, volume.image.shape, volume.voxel_size)}
 
 
 def rows_by_fold(volume: Volume, policy: SplitPolicy, limits: Limits) -> list[tuple[str, int, int]]:

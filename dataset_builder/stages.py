@@ -44,10 +44,9 @@ from dataset_builder.layout import Box
 from dataset_builder.numbering import IdTable, Plane
 from dataset_builder.records import Slice, Voxels, image_of, planes_of, rows_of, slice_of
 from dataset_builder.shards import write_part
-from dataset_builder.volumes import IMAGE, create_array, extra_group, open_array, stored_dtype
+from dataset_builder.volumes import IMAGE, create_array, extra_group, open_array, stored_dtype, write_box
 from em_bench_eval.schema import ORGANELLES, Fold
 from em_bench_eval.whole_file import write_whole
-from lpa.ome_zarr import full_disk_is_os_error
 
 
 def whole_volume(blueprint: Blueprint) -> dict[str, Any]:
@@ -85,8 +84,7 @@ def find_instances(task: Task) -> dict[str, Any]:
     volume = blueprint.volume
     assert volume.semantic is not None, "published instances are not labelled"
     classes = checked_classes(np.asarray(volume.semantic[task.box]), volume.volume_id)
-    with full_disk_is_os_error():
-        open_array(blueprint.work / CLASSES)[task.box].write(classes).result()
+    write_box(blueprint.work / CLASSES, task.box, classes)
     deferred_ids(blueprint.work, blueprint.layout).find(task.box, classes)
     return {}
 
@@ -288,6 +286,6 @@ def _for_any_box(blueprint: Blueprint, labels: Labels) -> Labels:
         create_array(path, blueprint.layout, dtype)
     for box in boxes_of(blueprint):
         for path, values in zip(paths, labels.read(box), strict=True):
-            open_array(path)[box].write(values).result()
+            write_box(path, box, values)
     ids, classes = (Stored(open_array(path)) for path in paths)
     return Labelled(ids, classes)

@@ -86,7 +86,7 @@ class Pyramids:
 
     def store(self, group: str, box: Box, values: npt.NDArray[Any]) -> None:
         """Store one box of level 0, and draft its part of level 1."""
-        self._write(self.folder / group / "s0", box, values)
+        write_box(self.folder / group / "s0", box, values)
         if self.factors:
             step = max(2, self.layouts[0].chunk[0] // 8 * 2)  # slices at a time, even
             pieces = [values[z : z + step] for z in range(0, len(values), step)]
@@ -94,13 +94,7 @@ class Pyramids:
             corner = [side.start // factor for side, factor in zip(box, self.factors[0], strict=True)]
             z, y, x = (slice(start, start + edge) for start, edge in zip(corner, coarse.shape, strict=True))
             if coarse.size:
-                self._write(self._drafts / group, (z, y, x), coarse)
-
-    @staticmethod
-    def _write(path: Path, box: Box, values: npt.NDArray[Any]) -> None:
-        with full_disk_is_os_error():
-            # tensorstore need not copy: nothing reads through this handle, and the values stay until they are stored
-            open_array(path)[box].write(values, can_reference_source_data_indefinitely=True).result()
+                write_box(self._drafts / group, (z, y, x), coarse)
 
     def read(self, group: str, level: int, box: Box) -> npt.NDArray[Any]:
         """Read any box of one level."""
@@ -110,7 +104,7 @@ class Pyramids:
         """Fill one box of ``level`` from the drafts, or from the level before in pieces of a quarter chunk's depth."""
         if level == 1:
             drafted = np.asarray(open_array(self._drafts / group)[box].read().result())
-            return self._write(self.folder / group / "s1", box, drafted)
+            return write_box(self.folder / group / "s1", box, drafted)
         factors = self.factors[level - 1]
         layout = self.layouts[level]
         source = open_array(self.folder / group / f"s{level - 1}")
@@ -120,7 +114,7 @@ class Pyramids:
             part = (slice(start, min(start + step, box[0].stop)), *box[1:])
             fine = tuple(slice(side.start * by, side.stop * by) for side, by in zip(part, factors, strict=True))
             pieces.append(reduced(group, np.asarray(source[fine].read().result()), factors))
-        return self._write(self.folder / group / f"s{level}", box, np.concatenate(pieces))
+        return write_box(self.folder / group / f"s{level}", box, np.concatenate(pieces))
 
     def describe(self, volume: Volume, info: SourceInfo, organelle_of: Mapping[int, Organelle]) -> None:
         """Write the attributes of all groups; who the voxels belong to is in ``em_organelle_wild``."""
@@ -191,6 +185,13 @@ def open_array(path: Path) -> Any:
     import tensorstore as ts
 
     return ts.open({"driver": "zarr3", "kvstore": folder_store(path)}).result()
+
+
+def write_box(path: Path, box: Box, values: npt.NDArray[Any]) -> None:
+    """Write one box of a zarr v3 array of ours; returns when it is stored."""
+    with full_disk_is_os_error():
+        # tensorstore need not copy: nothing reads through this handle, and the values stay until they are stored
+        open_array(path)[box].write(values, can_reference_source_data_indefinitely=True).result()
 
 
 def volume_row(

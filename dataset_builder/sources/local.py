@@ -53,9 +53,8 @@ def source_of(path: Path) -> Source:
     are read when the volumes are.
     """
     spec = load_spec(path)
-    files = _open_files(spec)
-
-    places = places_of(spec, _openings(spec, files))
+    files, openings = _open_files(spec)
+    places = places_of(spec, openings)
 
     def volumes(raw: Path | None, options: Mapping[str, str]) -> Iterator[Volume]:
         for volume in spec.volumes:
@@ -81,8 +80,8 @@ def volumes(raw: Path | None, options: Mapping[str, str]) -> Iterable[Volume]:
     return declare(options).volumes(None, {})
 
 
-def _open_files(spec: Spec) -> dict[str, Opened]:
-    """Open every file of a spec and check shapes, types and voxel sizes against each other."""
+def _open_files(spec: Spec) -> tuple[dict[str, Opened], dict[str, Opening]]:
+    """Open every file of a spec, check shapes, types and voxel sizes against each other; return files and images."""
     opened: dict[str, Opened] = {}
     for volume in spec.volumes:
         for reference in _references(volume):
@@ -108,9 +107,10 @@ def _open_files(spec: Spec) -> dict[str, Opened]:
             _check_image(spec, volume, image)
             _voxel_size(spec, volume, [part for _, part in parts if part is not None])
     spec.checker.raise_faults()
-    check_frames(spec, _openings(spec, opened))
+    openings = _openings(spec, opened)
+    check_frames(spec, openings)
     spec.checker.raise_faults()
-    return opened
+    return opened, openings
 
 
 def _openings(spec: Spec, files: Mapping[str, Opened]) -> dict[str, Opening]:
